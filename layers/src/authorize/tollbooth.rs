@@ -1,0 +1,175 @@
+//! An authorizer that asks UHC's cluster registrations, as telemeter-server does.
+//!
+//! One `POST` with the credential's JSON; 200 and 201 grant. What the authorizer says about the sender (a 4xx with JSON) is the
+//! sender's; whatever else it says or fails to say is an outage, which makes senders retry, never a refusal.
+//!
+//! ```
+//! use infogw_layers::authorize::{ClusterCredential, ClusterId, Secret, tollbooth::Tollbooth};
+//! use http_body_util::Full;
+//! use tower::{ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), infogw_layers::rejection::Rejection> {
+//! // In real life an HTTP client.
+//! let registrations = service_fn(async |_: http::Request<Full<bytes::Bytes>>| {
+//!     Ok::<_, std::io::Error>(http::Response::new(Full::<bytes::Bytes>::from(r#"{"account_id":"a1"}"#)))
+//! });
+//! let tollbooth = Tollbooth::new(registrations, "http://localhost/registrations".parse().unwrap());
+//! let who = tollbooth.oneshot(ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("t"))).await?;
+//! assert_eq!(who.account.as_deref(), Some("a1"));
+//! # Ok(()) }
+//! ```
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use serde::Deserialize;
+use tower::{ServiceExt, util::Oneshot};
+use tower_service::Service;
+
+use super::{ClusterCredential, Identity, credential::unauthenticated};
+use crate::rejection::{BoxError, Reason, Rejection};
+
+/// The longest answer that is read, in bytes.
+const LONGEST_ANSWER: usize = 32 * 1024;
+
+/// Asks a registration endpoint over the HTTP client `C`.
+#[derive(Debug, Clone)]
+pub struct Tollbooth<C> {
+    client: C,
+    uri: Uri,
+    deadline: Duration,
+    needs_account: bool,
+}
+
+impl<C> Tollbooth<C> {
+    /// Asks `uri` through `client`. An answer has 20 seconds, as in telemeter-server.
+    pub fn new(client: C, uri: Uri) -> Self {
+        Tollbooth { client, uri, deadline: Duration::from_secs(20), needs_account: false }
+    }
+
+    /// Gives an answer `deadline`.
+    #[must_use]
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Tollbooth { deadline, ..self }
+    }
+
+    /// Takes a grant without an account for a fault of the authorizer: a token needs a subject.
+    #[must_use]
+    pub fn needs_account(self) -> Self {
+        Tollbooth { needs_account: true, ..self }
+    }
+}
+
+impl<C, B> Service<ClusterCredential> for Tollbooth<C>
+where
+    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + 'static,
+    C::Future: Send,
+    C::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = Arc<Identity>;
+    type Error = Rejection;
+    /// Boxed: there is one for each call over the network, which costs a thousand times as much.
+    type Future = Pin<Box<dyn Future<Output = Result<Arc<Identity>, Rejection>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, credential: ClusterCredential) -> Self::Future {
+        let mut request = Request::new(Full::new(credential.body().clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::CONTENT_TYPE, json.clone());
+        request.headers_mut().insert(header::ACCEPT, json);
+
+        let answering = self.client.clone().oneshot(request);
+        let (deadline, needs_account) = (self.deadline, self.needs_account);
+        Box::pin(async move {
+            let answered = tokio::time::timeout(deadline, answer::<C, B>(answering));
+            let (status, headers, body) = answered.await.ok().flatten().ok_or_else(unavailable)?;
+            judge(status, &headers, &body, credential, needs_account)
+        })
+    }
+}
+
+async fn answer<C, B>(answering: Oneshot<C, Request<Full<Bytes>>>) -> Option<(StatusCode, HeaderMap, Bytes)>
+where
+    C: Service<Request<Full<Bytes>>, Response = Response<B>>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    let (head, body) = answering.await.ok()?.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await.ok()?.to_bytes();
+    Some((head.status, head.headers, body))
+}
+
+fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    credential: ClusterCredential,
+    needs_account: bool,
+) -> Result<Arc<Identity>, Rejection> {
+    match status {
+        StatusCode::OK | StatusCode::CREATED => {
+            #[derive(Deserialize)]
+            struct Registration {
+                account_id: String,
+            }
+            let registration = serde_json::from_slice::<Registration>(body).ok();
+            let account = registration.map(|r| r.account_id).filter(|account| !account.is_empty());
+            if account.is_none() && needs_account {
+                return Err(unavailable());
+            }
+            let account = account.map(Arc::from);
+            Ok(Arc::new(Identity { account, ..Identity::of(credential.cluster().clone()) }))
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let wait = Duration::from_secs(wait.unwrap_or(300).min(3600));
+            Err(Rejection::new(Reason::AuthorizerThrottled, "the authorizer asks this cluster to come back later")
+                .retry_after(wait))
+        }
+        _ if status.is_client_error() && is_json(headers) => Err(refusal(status)),
+        // 5xx, redirects, and 4xx that some router in between made up.
+        _ => Err(unavailable()),
+    }
+}
+
+fn refusal(status: StatusCode) -> Rejection {
+    let detail = match status {
+        StatusCode::UNAUTHORIZED => {
+            return unauthenticated("the authorizer does not know this token; check the cluster's pull secret");
+        }
+        StatusCode::FORBIDDEN => "the authorizer forbids this cluster to send telemetry",
+        StatusCode::NOT_FOUND => "the authorizer does not know this cluster",
+        StatusCode::CONFLICT => {
+            "the cluster id is in use under a different account or is not sufficiently random; check the cluster id"
+        }
+        _ => "the authorizer refused this cluster's credentials",
+    };
+    Rejection::new(Reason::AuthorizerRefused, detail).with_status(status)
+}
+
+fn unavailable() -> Rejection {
+    Rejection::new(Reason::AuthorizerUnavailable, "the authorizer does not answer as it should; send this again later")
+        .retry_after(Duration::from_secs(10))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = media_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+}

@@ -1,0 +1,114 @@
+//! What both formats of metric families become: series, collected in canonical form.
+
+use super::{DecodeError, DecodeLimits, limits::Excess};
+use crate::{
+    payload::{LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point},
+    rejection::excerpt,
+};
+
+/// Collects series into [`MetricFamilies`]. Whatever is wrong with one of them refuses them all, as telemeter-server does it.
+pub(super) struct FamiliesBuilder<'l> {
+    limits: &'l DecodeLimits,
+    /// No sample may be older, in milliseconds since the epoch.
+    oldest: i64,
+    families: MetricFamilies,
+    writer: LabelWriter,
+    /// The last timestamp of the family at hand: they ascend within one.
+    last: i64,
+}
+
+/// A label by its bytes.
+pub(super) type Pair<'a> = (&'a str, &'a str);
+
+impl<'l> FamiliesBuilder<'l> {
+    pub(super) fn new(limits: &'l DecodeLimits, oldest: i64) -> Self {
+        let (families, writer) = (MetricFamilies::default(), LabelWriter::default());
+        FamiliesBuilder { limits, oldest, families, writer, last: i64::MIN }
+    }
+
+    /// A family begins.
+    pub(super) fn family(&mut self) {
+        self.last = i64::MIN;
+    }
+
+    /// Adds the series `name` + `suffix` with its sample. `added` is a label that the expansion of a histogram or summary adds.
+    pub(super) fn point<'a>(
+        &mut self,
+        (name, suffix): (&str, &str),
+        labels: impl Iterator<Item = Pair<'a>> + Clone,
+        added: Option<Pair<'_>>,
+        value: f64,
+        timestamp: Option<i64>,
+    ) -> Result<(), DecodeError> {
+        let index = self.families.points.len();
+        if index >= self.limits.series {
+            return Err(DecodeError::TooManySeries { limit: self.limits.series });
+        }
+        let timestamp = self.timestamp(timestamp).map_err(|what| {
+            DecodeError::Timestamp(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
+        })?;
+        self.check(name, suffix, labels.clone()).map_err(|excess| {
+            let what = self.limits.explain(excess);
+            DecodeError::InvalidSeries(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
+        })?;
+
+        let out = &mut self.families.side;
+        self.writer.begin(out);
+        // The name goes first: it is the one `__name__`, whatever the labels say.
+        self.writer.push_joined(out, "__name__", name, suffix);
+        if let Some((name, value)) = added {
+            self.writer.push(out, name.as_bytes(), value.as_bytes());
+        }
+        for (name, value) in labels {
+            self.writer.push(out, name.as_bytes(), value.as_bytes());
+        }
+        let labels = self.writer.finish(out);
+        if out.len() > LARGEST_PAYLOAD {
+            return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
+        }
+        self.families.points.push(Point { labels, value: value.to_bits(), timestamp });
+        Ok(())
+    }
+
+    /// The families, whole.
+    pub(super) fn finish(mut self) -> MetricFamilies {
+        let received = self.families.points.len();
+        self.families.refused.set_received(received);
+        self.families
+    }
+
+    fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, &'static str> {
+        let timestamp = timestamp.ok_or("it has no timestamp; push what /federate gives")?;
+        if timestamp < self.oldest {
+            return Err("its timestamp is too old; push fresh samples and check the clock");
+        }
+        if timestamp < self.last {
+            return Err("its timestamp is before the one above it; sort each family by time");
+        }
+        self.last = timestamp;
+        Ok(timestamp)
+    }
+
+    fn check<'a>(&self, name: &str, suffix: &str, labels: impl Iterator<Item = Pair<'a>>) -> Result<(), Excess> {
+        if name.len() + suffix.len() > self.limits.label_value {
+            return Err(Excess::LabelValue);
+        }
+        let mut count = 1;
+        let mut unrepeatable = 0u64;
+        for (name, value) in labels {
+            count += 1;
+            if count > self.limits.labels {
+                return Err(Excess::Labels);
+            }
+            self.limits.check_label(name.as_bytes(), value.as_bytes())?;
+            if let Some(which) = self.limits.unrepeatable.iter().position(|unrepeatable| **unrepeatable == *name) {
+                let bit = 1u64.checked_shl(which as u32).unwrap_or(0);
+                if unrepeatable & bit != 0 {
+                    return Err(Excess::Repeated);
+                }
+                unrepeatable |= bit;
+            }
+        }
+        Ok(())
+    }
+}

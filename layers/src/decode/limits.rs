@@ -1,0 +1,74 @@
+use crate::payload::LARGEST_PAYLOAD;
+
+/// How much one body may hold. Whatever is over refuses the body, or the series where the decoder can go on without it.
+#[derive(Debug, Clone)]
+pub struct DecodeLimits {
+    /// Bytes of the body as received.
+    pub body: usize,
+    /// Bytes of the body after decompression.
+    pub decoded: usize,
+    /// Series in a body.
+    pub series: usize,
+    /// Labels of a series, its name among them.
+    pub labels: usize,
+    /// Bytes of a label's name.
+    pub label_name: usize,
+    /// Bytes of a label's value.
+    pub label_value: usize,
+    /// Labels that no series may carry twice: those that say whose it is. Of others that repeat the first is taken.
+    pub unrepeatable: Vec<Box<str>>,
+}
+
+impl Default for DecodeLimits {
+    /// What a stock sender never meets: 16 MiB decoded, 20,000 series, 128 labels, names and values of any length.
+    fn default() -> Self {
+        DecodeLimits {
+            body: LARGEST_PAYLOAD,
+            decoded: 16 << 20,
+            series: 20_000,
+            labels: 128,
+            label_name: usize::MAX,
+            label_value: usize::MAX,
+            unrepeatable: Vec::new(),
+        }
+    }
+}
+
+/// Which limit one label breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Excess {
+    Labels,
+    LabelName,
+    LabelValue,
+    NotUtf8,
+    Repeated,
+}
+
+impl DecodeLimits {
+    /// Whether a label's name or value is too long.
+    #[inline]
+    pub(super) fn check_label(&self, name: &[u8], value: &[u8]) -> Result<(), Excess> {
+        if name.len() > self.label_name {
+            return Err(Excess::LabelName);
+        }
+        if value.len() > self.label_value {
+            return Err(Excess::LabelValue);
+        }
+        Ok(())
+    }
+
+    /// What to tell a sender whose series is over a limit.
+    pub(super) fn explain(&self, excess: Excess) -> String {
+        match excess {
+            Excess::Labels => format!("it has more than {} labels; drop some", self.labels),
+            Excess::LabelName => format!("a label name is longer than {} bytes; shorten or drop it", self.label_name),
+            Excess::LabelValue => {
+                format!("a label value is longer than {} bytes; shorten or drop it", self.label_value)
+            }
+            Excess::NotUtf8 => "a label is not UTF-8; drop it".to_owned(),
+            Excess::Repeated => {
+                format!("a label of `{}` stands there twice; send it once", self.unrepeatable.join("`, `"))
+            }
+        }
+    }
+}

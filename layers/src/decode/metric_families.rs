@@ -1,0 +1,499 @@
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::request::Parts;
+use infogw_proto::wire::{Cursor, Field, WireError, WireType};
+
+use super::{
+    DecodeError, DecodeLimits, Decoder, content_encoding,
+    families::{FamiliesBuilder, Pair},
+    float::go_float,
+    media_type, snappy, text,
+};
+use crate::{
+    clock::{Clock, SystemClock},
+    payload::{LARGEST_PAYLOAD, MetricFamilies},
+    rejection::excerpt,
+};
+
+/// Decodes metric families as `/federate` gives them: delimited protobuf or text 0.0.4; framed snappy, identity or none.
+///
+/// Histograms and summaries become their series (`_bucket` with `le`, `quantile`, `_sum`, `_count`) as they are read, the way a
+/// Prometheus scrape stores them. Every sample needs a timestamp that is not too old and ascends within its family.
+#[derive(Debug, Clone)]
+pub struct MetricFamiliesDecoder<C = SystemClock> {
+    limits: DecodeLimits,
+    max_age: Duration,
+    clock: C,
+}
+
+impl MetricFamiliesDecoder {
+    /// Decodes within `limits`; samples may be 24 hours old.
+    pub fn new(limits: DecodeLimits) -> Self {
+        MetricFamiliesDecoder { limits, max_age: Duration::from_secs(24 * 60 * 60), clock: SystemClock }
+    }
+}
+
+impl<C> MetricFamiliesDecoder<C> {
+    /// Takes samples that are no older than `max_age`.
+    #[must_use]
+    pub fn max_age(self, max_age: Duration) -> Self {
+        MetricFamiliesDecoder { max_age, ..self }
+    }
+
+    /// Reads the time from `clock`.
+    pub fn clock<D: Clock>(self, clock: D) -> MetricFamiliesDecoder<D> {
+        MetricFamiliesDecoder { limits: self.limits, max_age: self.max_age, clock }
+    }
+}
+
+/// How families are written and packed.
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    delimited: bool,
+    framed: bool,
+}
+
+impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
+    type Payload = MetricFamilies;
+    type Format = Format;
+
+    /// As `expfmt.ResponseFormat` of Prometheus' Go libraries reads the head; without a content type it is text.
+    fn negotiate(&self, head: &Parts) -> Result<Format, DecodeError> {
+        const DELIMITED: &str = "application/vnd.google.protobuf";
+        let mut params = [("proto", None), ("encoding", None), ("version", None)];
+        let essence = media_type(&head.headers, &mut params).unwrap_or("text/plain");
+        let [(_, proto), (_, encoding), (_, version)] = params;
+        let delimited = match essence {
+            _ if essence.eq_ignore_ascii_case("text/plain") && version.is_none_or(|version| version == "0.0.4") => {
+                false
+            }
+            _ if essence.eq_ignore_ascii_case(DELIMITED)
+                && proto.is_none_or(|proto| proto == "io.prometheus.client.MetricFamily")
+                && encoding.is_none_or(|encoding| encoding == "delimited") =>
+            {
+                true
+            }
+            _ => {
+                let found = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+                return Err(DecodeError::MediaType {
+                    found: found.unwrap_or("?").to_owned(),
+                    takes: "delimited io.prometheus.client.MetricFamily or text/plain; version=0.0.4",
+                });
+            }
+        };
+        let framed = match content_encoding(&head.headers) {
+            encoding if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") => false,
+            encoding if encoding.eq_ignore_ascii_case("snappy") => true,
+            found => {
+                return Err(DecodeError::Encoding {
+                    found: found.to_owned(),
+                    takes: "snappy (framed format), identity, or none",
+                });
+            }
+        };
+        Ok(Format { delimited, framed })
+    }
+
+    /// The limit counts decoded bytes. Frames of incompressible data are a little longer than what they hold.
+    fn body_limit(&self) -> usize {
+        let limit = self.limits.decoded;
+        self.limits.body.min(limit.saturating_add(limit / 1024).saturating_add(64))
+    }
+
+    fn decode(&self, format: Format, body: Bytes) -> Result<MetricFamilies, DecodeError> {
+        let limit = self.limits.decoded.min(LARGEST_PAYLOAD);
+        let unpacked;
+        let message: &[u8] = if format.framed {
+            unpacked = snappy::framed(&body, limit)?;
+            &unpacked
+        } else if body.len() > limit {
+            return Err(DecodeError::TooLarge { what: "body", limit });
+        } else {
+            &body
+        };
+        let oldest = self
+            .clock
+            .now()
+            .checked_sub(self.max_age)
+            .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        // Whole seconds, as telemeter-server counts.
+        let oldest = oldest.map_or(i64::MIN, |oldest| oldest.as_secs() as i64 * 1000);
+        let mut builder = FamiliesBuilder::new(&self.limits, oldest);
+        if format.delimited {
+            delimited(message, &mut builder)?;
+        } else {
+            text::parse(message, self.limits.labels, &mut builder).map_err(|error| match error {
+                text::TextError::Sink { error, .. } => error,
+                text::TextError::TooManyLabels { .. } => DecodeError::InvalidSeries(error.to_string()),
+                other => DecodeError::Malformed(other.to_string()),
+            })?;
+        }
+        Ok(builder.finish())
+    }
+}
+
+impl text::TextSink for FamiliesBuilder<'_> {
+    type Error = DecodeError;
+
+    fn family(&mut self, _: &str, _: text::FamilyKind) -> Result<(), DecodeError> {
+        FamiliesBuilder::family(self);
+        Ok(())
+    }
+
+    /// Text spells histograms and summaries as their series already.
+    fn sample(
+        &mut self,
+        name: &str,
+        labels: &[text::Label<'_>],
+        value: f64,
+        timestamp: Option<i64>,
+    ) -> Result<(), DecodeError> {
+        self.point((name, ""), labels.iter().map(|label| (label.name, label.value)), None, value, timestamp)
+    }
+}
+
+/// A stream of `MetricFamily` messages, each behind its length as a varint.
+fn delimited(stream: &[u8], builder: &mut FamiliesBuilder<'_>) -> Result<(), DecodeError> {
+    let mut cursor = Cursor::new(stream);
+    let mut scratch = Scratch::default();
+    while !cursor.is_empty() {
+        let message = cursor.bytes()?;
+        family(message, cursor.offset() - message.len(), builder, &mut scratch)?;
+    }
+    Ok(())
+}
+
+/// Buffers that serve all families of a body.
+#[derive(Default)]
+struct Scratch {
+    number: String,
+}
+
+/// `MetricFamily { name = 1, help = 2, type = 3, metric = 4, unit = 5 }`. Name and type may stand behind the metrics.
+fn family(
+    message: &[u8],
+    at: usize,
+    builder: &mut FamiliesBuilder<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), DecodeError> {
+    let mut cursor = Cursor::within(message, at);
+    let (mut name, mut kind, mut metrics) = ("", None, 0usize);
+    while let Some(field) = cursor.field()? {
+        match field.number {
+            1 => name = string(&mut cursor, field, "family name")?,
+            3 => kind = Some(varint(&mut cursor, field)?),
+            4 => {
+                cursor.expect(field, WireType::Len)?;
+                cursor.bytes()?;
+                metrics += 1;
+            }
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    if metrics == 0 {
+        return Ok(());
+    }
+    if name.is_empty() {
+        return Err(DecodeError::Malformed("a metric family has no name; name it".to_owned()));
+    }
+    let kind = match kind {
+        // The definition's default: a sender that leaves out a zero means a counter.
+        None | Some(0) => Kind::Counter,
+        Some(1) => Kind::Gauge,
+        Some(2) => Kind::Summary,
+        Some(3) => Kind::Untyped,
+        Some(4) => Kind::Histogram,
+        Some(other) => {
+            return Err(DecodeError::Malformed(format!(
+                "metric family `{}` is of type {other}, which is not taken; send counters, gauges, untyped metrics, summaries or histograms",
+                excerpt(name)
+            )));
+        }
+    };
+    builder.family();
+    let mut cursor = Cursor::within(message, at);
+    while let Some(field) = cursor.field()? {
+        if field.number == 4 {
+            let content = cursor.bytes()?;
+            let metric = Metric::read(content, cursor.offset() - content.len())?;
+            metric.expand(name, kind, builder, scratch)?;
+        } else {
+            cursor.skip(field.wire)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Summary,
+    Untyped,
+    Histogram,
+}
+
+impl Kind {
+    /// The field of `Metric` that holds the value.
+    fn field(self) -> usize {
+        match self {
+            Kind::Gauge => 2,
+            Kind::Counter => 3,
+            Kind::Summary => 4,
+            Kind::Untyped => 5,
+            Kind::Histogram => 7,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Summary => "summary",
+            Kind::Untyped => "untyped",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// `Metric { label = 1, gauge = 2, counter = 3, summary = 4, untyped = 5, timestamp_ms = 6, histogram = 7 }`
+struct Metric<'a> {
+    content: &'a [u8],
+    at: usize,
+    /// The value messages by field number; the rest of the array stays empty.
+    values: [Option<(&'a [u8], usize)>; 8],
+    timestamp: Option<i64>,
+}
+
+impl<'a> Metric<'a> {
+    fn read(content: &'a [u8], at: usize) -> Result<Self, DecodeError> {
+        let mut metric = Metric { content, at, values: [None; 8], timestamp: None };
+        let mut cursor = Cursor::within(content, at);
+        while let Some(field) = cursor.field()? {
+            match field.number {
+                1 => {
+                    cursor.expect(field, WireType::Len)?;
+                    let pair = cursor.bytes()?;
+                    label_pair(pair, cursor.offset() - pair.len())?;
+                }
+                6 => metric.timestamp = Some(varint(&mut cursor, field)? as i64),
+                2 | 3 | 4 | 5 | 7 => {
+                    cursor.expect(field, WireType::Len)?;
+                    let value = cursor.bytes()?;
+                    let value = Some((value, cursor.offset() - value.len()));
+                    if let Some(slot) = metric.values.get_mut(field.number as usize) {
+                        // Repeats of a message merge by concatenation, which nobody sends.
+                        if slot.is_some() {
+                            return Err(DecodeError::Malformed(
+                                "a metric has its value twice; send it once".to_owned(),
+                            ));
+                        }
+                        *slot = value;
+                    }
+                }
+                _ => cursor.skip(field.wire)?,
+            }
+        }
+        Ok(metric)
+    }
+
+    /// The labels; `read` has seen that they are sound.
+    fn labels(&self) -> impl Iterator<Item = Pair<'a>> + Clone + use<'a> {
+        let mut cursor = Cursor::within(self.content, self.at);
+        std::iter::from_fn(move || {
+            while let Ok(Some(field)) = cursor.field() {
+                if field.number == 1 {
+                    return label_pair(cursor.bytes().ok()?, 0).ok();
+                }
+                cursor.skip(field.wire).ok()?;
+            }
+            None
+        })
+    }
+
+    fn expand(
+        &self,
+        name: &str,
+        kind: Kind,
+        builder: &mut FamiliesBuilder<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DecodeError> {
+        let value = self.values.get(kind.field()).copied().flatten();
+        let others = self.values.iter().enumerate().any(|(field, value)| field != kind.field() && value.is_some());
+        let (Some((value, at)), false) = (value, others) else {
+            return Err(DecodeError::Malformed(format!(
+                "metric family `{}`: each metric must hold the value of a {}, and no other",
+                excerpt(name),
+                kind.as_str()
+            )));
+        };
+        match kind {
+            Kind::Counter | Kind::Gauge | Kind::Untyped => {
+                let value = number(value, at)?;
+                builder.point((name, ""), self.labels(), None, value, self.timestamp)
+            }
+            Kind::Summary => self.summary(name, value, at, builder, scratch),
+            Kind::Histogram => self.histogram(name, value, at, builder, scratch),
+        }
+    }
+
+    /// `Summary { sample_count = 1, sample_sum = 2, quantile = 3 { quantile = 1, value = 2 } }`
+    fn summary(
+        &self,
+        name: &str,
+        message: &[u8],
+        at: usize,
+        builder: &mut FamiliesBuilder<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DecodeError> {
+        let (mut count, mut sum) = (0u64, 0f64);
+        let mut cursor = Cursor::within(message, at);
+        while let Some(field) = cursor.field()? {
+            match field.number {
+                1 => count = varint(&mut cursor, field)?,
+                2 => sum = double(&mut cursor, field)?,
+                3 => {
+                    cursor.expect(field, WireType::Len)?;
+                    let content = cursor.bytes()?;
+                    let (mut quantile, mut value) = (0f64, 0f64);
+                    let mut inner = Cursor::within(content, cursor.offset() - content.len());
+                    while let Some(field) = inner.field()? {
+                        match field.number {
+                            1 => quantile = double(&mut inner, field)?,
+                            2 => value = double(&mut inner, field)?,
+                            _ => inner.skip(field.wire)?,
+                        }
+                    }
+                    go_float(&mut scratch.number, quantile);
+                    let quantile = Some(("quantile", scratch.number.as_str()));
+                    builder.point((name, ""), self.labels(), quantile, value, self.timestamp)?;
+                }
+                _ => cursor.skip(field.wire)?,
+            }
+        }
+        builder.point((name, "_sum"), self.labels(), None, sum, self.timestamp)?;
+        builder.point((name, "_count"), self.labels(), None, count as f64, self.timestamp)
+    }
+
+    /// `Histogram { sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4, ... }`
+    fn histogram(
+        &self,
+        name: &str,
+        message: &[u8],
+        at: usize,
+        builder: &mut FamiliesBuilder<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DecodeError> {
+        let (mut count, mut count_float, mut sum) = (0u64, 0f64, 0f64);
+        let (mut buckets, mut infinite, mut native) = (0usize, false, false);
+        let mut cursor = Cursor::within(message, at);
+        while let Some(field) = cursor.field()? {
+            match field.number {
+                1 => count = varint(&mut cursor, field)?,
+                2 => sum = double(&mut cursor, field)?,
+                3 => {
+                    cursor.expect(field, WireType::Len)?;
+                    let content = cursor.bytes()?;
+                    let bucket = Bucket::read(content, cursor.offset() - content.len())?;
+                    buckets += 1;
+                    infinite |= bucket.upper_bound == f64::INFINITY;
+                    go_float(&mut scratch.number, bucket.upper_bound);
+                    let le = Some(("le", scratch.number.as_str()));
+                    builder.point((name, "_bucket"), self.labels(), le, bucket.count(), self.timestamp)?;
+                }
+                4 => count_float = double(&mut cursor, field)?,
+                // Spans: the mark of a native histogram, as Prometheus' scrape tells them apart.
+                8 | 11 => {
+                    native = true;
+                    cursor.skip(field.wire)?;
+                }
+                _ => cursor.skip(field.wire)?,
+            }
+        }
+        if native && buckets == 0 {
+            return Err(DecodeError::Malformed(format!(
+                "metric family `{}` is a native histogram; push those with remote write",
+                excerpt(name)
+            )));
+        }
+        let count = if count_float > 0.0 { count_float } else { count as f64 };
+        if !infinite {
+            builder.point((name, "_bucket"), self.labels(), Some(("le", "+Inf")), count, self.timestamp)?;
+        }
+        builder.point((name, "_sum"), self.labels(), None, sum, self.timestamp)?;
+        builder.point((name, "_count"), self.labels(), None, count, self.timestamp)
+    }
+}
+
+/// `Bucket { cumulative_count = 1, upper_bound = 2, exemplar = 3, cumulative_count_float = 4 }`
+#[derive(Default)]
+struct Bucket {
+    cumulative_count: u64,
+    cumulative_count_float: f64,
+    upper_bound: f64,
+}
+
+impl Bucket {
+    fn read(content: &[u8], at: usize) -> Result<Self, DecodeError> {
+        let mut bucket = Bucket::default();
+        let mut cursor = Cursor::within(content, at);
+        while let Some(field) = cursor.field()? {
+            match field.number {
+                1 => bucket.cumulative_count = varint(&mut cursor, field)?,
+                2 => bucket.upper_bound = double(&mut cursor, field)?,
+                4 => bucket.cumulative_count_float = double(&mut cursor, field)?,
+                _ => cursor.skip(field.wire)?,
+            }
+        }
+        Ok(bucket)
+    }
+
+    fn count(&self) -> f64 {
+        if self.cumulative_count_float > 0.0 { self.cumulative_count_float } else { self.cumulative_count as f64 }
+    }
+}
+
+/// `Gauge`, `Counter` and `Untyped`: `{ value = 1 double }`
+fn number(message: &[u8], at: usize) -> Result<f64, DecodeError> {
+    let mut cursor = Cursor::within(message, at);
+    let mut value = 0.0;
+    while let Some(field) = cursor.field()? {
+        if field.number == 1 {
+            value = double(&mut cursor, field)?;
+        } else {
+            cursor.skip(field.wire)?;
+        }
+    }
+    Ok(value)
+}
+
+/// `LabelPair { name = 1, value = 2 }`
+fn label_pair(content: &[u8], at: usize) -> Result<Pair<'_>, DecodeError> {
+    let mut cursor = Cursor::within(content, at);
+    let (mut name, mut value) = ("", "");
+    while let Some(field) = cursor.field()? {
+        match field.number {
+            1 => name = string(&mut cursor, field, "label name")?,
+            2 => value = string(&mut cursor, field, "label value")?,
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    Ok((name, value))
+}
+
+fn string<'a>(cursor: &mut Cursor<'a>, field: Field, what: &str) -> Result<&'a str, DecodeError> {
+    cursor.expect(field, WireType::Len)?;
+    std::str::from_utf8(cursor.bytes()?).map_err(|_| DecodeError::Malformed(format!("a {what} is not UTF-8; drop it")))
+}
+
+fn varint(cursor: &mut Cursor<'_>, field: Field) -> Result<u64, WireError> {
+    cursor.expect(field, WireType::Varint)?;
+    cursor.varint()
+}
+
+/// A double by its bits, so that a stale marker stays one.
+fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireError> {
+    cursor.expect(field, WireType::Fixed64)?;
+    cursor.fixed64().map(f64::from_bits)
+}

@@ -1,0 +1,408 @@
+//! Bodies to payloads, bounded before anything is spent on them.
+//!
+//! [`DecodeLayer`] turns the body of a request into what its [`Decoder`] makes of it. The media type is judged before the body is
+//! read, the body is counted as it arrives, and what it claims to become is checked before that is allocated.
+//!
+//! ```
+//! use infogw_layers::{decode::{DecodeLayer, WriteRequestDecoder}, payload::{SeriesSet, WriteRequest}};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), infogw_layers::rejection::Rejection> {
+//! let service = ServiceBuilder::new()
+//!     .layer(DecodeLayer::new(WriteRequestDecoder::default()))
+//!     .service(service_fn(async |request: http::Request<WriteRequest>| {
+//!         Ok::<_, std::convert::Infallible>(http::Response::new(request.body().series()))
+//!     }));
+//! // A snappy block of six bytes: one series, up{}.
+//! let body = http_body_util::Full::new(bytes::Bytes::from_static(
+//!     b"\x12\x44\x0a\x10\x0a\x0e\x0a\x08__name__\x12\x02up"));
+//! let answer = service.oneshot(http::Request::post("/").body(body).unwrap()).await?;
+//! assert_eq!(answer.into_body(), 1);
+//! # Ok(()) }
+//! ```
+
+mod families;
+mod float;
+mod limits;
+mod metric_families;
+mod snappy;
+pub mod text;
+mod write_request;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request, header, request::Parts};
+use http_body::Body;
+use infogw_proto::wire::WireError;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+use tower::util::Oneshot;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    describe::{Describe, Row},
+    payload::LARGEST_PAYLOAD,
+    rejection::{Reason, Rejection, excerpt},
+};
+
+pub use limits::DecodeLimits;
+pub use metric_families::MetricFamiliesDecoder;
+pub use write_request::WriteRequestDecoder;
+
+/// Makes a payload of a body.
+pub trait Decoder {
+    /// What comes out.
+    type Payload;
+    /// What the request's head says of the body.
+    type Format;
+
+    /// Judges the head, before the body is read.
+    ///
+    /// # Errors
+    /// [`DecodeError::MediaType`] or [`DecodeError::Encoding`] for a body that this decoder does not take.
+    fn negotiate(&self, head: &Parts) -> Result<Self::Format, DecodeError>;
+
+    /// The longest body to receive, in bytes on the wire.
+    fn body_limit(&self) -> usize;
+
+    /// Decodes a whole body.
+    ///
+    /// # Errors
+    /// What is wrong with the body.
+    fn decode(&self, format: Self::Format, body: Bytes) -> Result<Self::Payload, DecodeError>;
+}
+
+/// Why a body is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// 415: the content type is none of those taken.
+    #[error("content type `{}` is not taken here; send {takes}", excerpt(found))]
+    MediaType {
+        /// What the request says.
+        found: String,
+        /// What it may say.
+        takes: &'static str,
+    },
+    /// 415: the content encoding is none of those taken.
+    #[error("content encoding `{}` is not taken here; send {takes}", excerpt(found))]
+    Encoding {
+        /// What the request says.
+        found: String,
+        /// What it may say.
+        takes: &'static str,
+    },
+    /// 413: too many bytes.
+    #[error("the {what} is larger than {limit} bytes; send less at a time")]
+    TooLarge {
+        /// "body" or "decoded body".
+        what: &'static str,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// 413: too many series.
+    #[error("the request has more than {limit} series; send fewer at a time")]
+    TooManySeries {
+        /// The limit.
+        limit: usize,
+    },
+    /// 400: the body broke off.
+    #[error("the body could not be read to its end")]
+    Body,
+    /// 503: the body did not arrive in time.
+    #[error("the body did not arrive within {} s; send it again", .0.as_secs())]
+    Timeout(Duration),
+    /// 400: not what the head says it is.
+    #[error("{0}")]
+    Malformed(String),
+    /// 400: series that break a limit.
+    #[error("{0}")]
+    InvalidSeries(String),
+    /// 400: series without a usable timestamp.
+    #[error("{0}")]
+    Timestamp(String),
+}
+
+impl From<DecodeError> for Rejection {
+    fn from(error: DecodeError) -> Self {
+        let reason = match error {
+            DecodeError::MediaType { .. } => Reason::MediaType,
+            DecodeError::Encoding { .. } => Reason::Encoding,
+            DecodeError::TooLarge { .. } => Reason::TooLarge,
+            DecodeError::TooManySeries { .. } => Reason::TooManySeries,
+            DecodeError::Body => Reason::Body,
+            DecodeError::Timeout(_) => Reason::BodyTimeout,
+            DecodeError::Malformed(_) => Reason::Malformed,
+            DecodeError::InvalidSeries(_) => Reason::InvalidSeries,
+            DecodeError::Timestamp(_) => Reason::Timestamp,
+        };
+        Rejection::new(reason, error.to_string())
+    }
+}
+
+impl From<WireError> for DecodeError {
+    fn from(error: WireError) -> Self {
+        DecodeError::Malformed(format!("the body is not the protobuf message it should be: {error}"))
+    }
+}
+
+/// Decodes request bodies.
+#[derive(Debug)]
+pub struct DecodeLayer<D> {
+    decoder: Arc<D>,
+    timeout: Duration,
+}
+
+impl<D> DecodeLayer<D> {
+    /// Decodes with `decoder`. A body has 30 seconds to arrive.
+    pub fn new(decoder: D) -> Self {
+        DecodeLayer { decoder: Arc::new(decoder), timeout: Duration::from_secs(30) }
+    }
+
+    /// Gives a body `timeout` to arrive.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        DecodeLayer { timeout, ..self }
+    }
+}
+
+impl<D> Clone for DecodeLayer<D> {
+    fn clone(&self) -> Self {
+        DecodeLayer { decoder: Arc::clone(&self.decoder), timeout: self.timeout }
+    }
+}
+
+impl<S, D> Layer<S> for DecodeLayer<D> {
+    type Service = Decode<S, D>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Decode { inner, layer: self.clone() }
+    }
+}
+
+/// The service that [`DecodeLayer`] makes.
+#[derive(Debug)]
+pub struct Decode<S, D> {
+    inner: S,
+    layer: DecodeLayer<D>,
+}
+
+impl<S: Clone, D> Clone for Decode<S, D> {
+    fn clone(&self) -> Self {
+        Decode { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S, D, B> Service<Request<B>> for Decode<S, D>
+where
+    D: Decoder,
+    S: Service<Request<D::Payload>> + Clone,
+    S::Error: Into<Rejection>,
+    B: Body,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = DecodeFuture<S, D, B>;
+
+    /// Always ready: the service inside is asked once the body is here. Asked before, it would hold a permit of a concurrency
+    /// limit while a slow sender dribbles.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let DecodeLayer { decoder, timeout } = &self.layer;
+        let (head, body) = request.into_parts();
+        let state = match begin(&**decoder, &head, body.size_hint().lower()) {
+            Err(error) => State::Refused { error: Some(error) },
+            Ok((format, received)) => State::Receiving {
+                body,
+                deadline: sleep(*timeout),
+                timeout: *timeout,
+                rest: Some((received, head, format, Arc::clone(decoder), self.inner.clone())),
+            },
+        };
+        DecodeFuture { state }
+    }
+}
+
+impl<S, D, B> Describe<Request<B>> for Decode<S, D>
+where
+    D: Decoder,
+    S: Describe<Request<D::Payload>>,
+{
+    fn describe(rows: &mut Vec<Row>) {
+        rows.push(Row::new::<Request<B>>("DecodeLayer", REASONS));
+        S::describe(rows);
+    }
+}
+
+const REASONS: &[Reason] = &[
+    Reason::MediaType,
+    Reason::Encoding,
+    Reason::TooLarge,
+    Reason::TooManySeries,
+    Reason::Body,
+    Reason::BodyTimeout,
+    Reason::Malformed,
+    Reason::InvalidSeries,
+    Reason::Timestamp,
+];
+
+/// What can be said before the body is read.
+fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: u64) -> Result<(D::Format, Received), DecodeError> {
+    let format = decoder.negotiate(head)?;
+    let limit = decoder.body_limit().min(LARGEST_PAYLOAD);
+    if declared > limit as u64 {
+        return Err(DecodeError::TooLarge { what: "body", limit });
+    }
+    Ok((format, Received { limit, chunk: Bytes::new(), joined: BytesMut::new() }))
+}
+
+/// A body as it arrives, counted. One that comes in a single chunk is not copied.
+struct Received {
+    limit: usize,
+    chunk: Bytes,
+    joined: BytesMut,
+}
+
+impl Received {
+    fn push(&mut self, mut data: impl Buf) -> Result<(), DecodeError> {
+        let len = data.remaining();
+        let so_far = self.chunk.len() + self.joined.len();
+        if len > self.limit - so_far {
+            return Err(DecodeError::TooLarge { what: "body", limit: self.limit });
+        }
+        if so_far == 0 {
+            self.chunk = data.copy_to_bytes(len);
+        } else {
+            self.joined.reserve(self.chunk.len() + len);
+            self.joined.put(std::mem::take(&mut self.chunk));
+            self.joined.put(data);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Bytes {
+        if self.joined.is_empty() { self.chunk } else { self.joined.freeze() }
+    }
+}
+
+pin_project! {
+    /// The future of [`Decode`].
+    pub struct DecodeFuture<S: Service<Request<D::Payload>>, D: Decoder, B: Body> {
+        #[pin]
+        state: State<S, D, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S: Service<Request<D::Payload>>, D: Decoder, B: Body> {
+        Receiving {
+            #[pin]
+            body: B,
+            #[pin]
+            deadline: Sleep,
+            timeout: Duration,
+            rest: Option<(Received, Parts, D::Format, Arc<D>, S)>,
+        },
+        Calling {
+            #[pin]
+            inner: Oneshot<S, Request<D::Payload>>,
+        },
+        Refused {
+            error: Option<DecodeError>,
+        },
+    }
+}
+
+impl<S, D, B> Future for DecodeFuture<S, D, B>
+where
+    D: Decoder,
+    S: Service<Request<D::Payload>>,
+    S::Error: Into<Rejection>,
+    B: Body,
+{
+    type Output = Result<S::Response, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProj::Calling { inner } => return inner.poll(cx).map_err(Into::into),
+                StateProj::Refused { error } => match error.take() {
+                    Some(error) => return Poll::Ready(Err(error.into())),
+                    // Polled again after completion, which futures need not bear.
+                    None => return Poll::Pending,
+                },
+                StateProj::Receiving { body, deadline, timeout, rest } => {
+                    let frame = match body.poll_frame(cx) {
+                        Poll::Ready(frame) => frame,
+                        Poll::Pending => {
+                            ready!(deadline.poll(cx));
+                            let error = DecodeError::Timeout(*timeout);
+                            state.set(State::Refused { error: Some(error) });
+                            continue;
+                        }
+                    };
+                    let outcome = match (frame, rest.as_mut()) {
+                        (Some(Ok(frame)), Some((received, ..))) => match frame.into_data() {
+                            Ok(data) => received.push(data).map(|()| None),
+                            // Trailers say nothing that counts here.
+                            Err(_) => Ok(None),
+                        },
+                        (Some(_), _) => Err(DecodeError::Body),
+                        (None, _) => Ok(rest.take()),
+                    };
+                    match outcome {
+                        Ok(None) => continue,
+                        Ok(Some((received, head, format, decoder, inner))) => {
+                            match decoder.decode(format, received.finish()) {
+                                Ok(payload) => {
+                                    State::Calling { inner: Oneshot::new(inner, Request::from_parts(head, payload)) }
+                                }
+                                Err(error) => State::Refused { error: Some(error) },
+                            }
+                        }
+                        Err(error) => State::Refused { error: Some(error) },
+                    }
+                }
+            };
+            state.set(next);
+        }
+    }
+}
+
+/// The media type and its parameters, lower case, as far as `params` names them; `None` without the header.
+fn media_type<'h>(headers: &'h HeaderMap, params: &mut [(&str, Option<&'h str>)]) -> Option<&'h str> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().unwrap_or("?");
+    let mut parts = value.split(';').map(str::trim);
+    let essence = parts.next()?;
+    for part in parts {
+        let Some((name, value)) = part.split_once('=') else { continue };
+        for (wanted, found) in params.iter_mut() {
+            if name.trim().eq_ignore_ascii_case(wanted) {
+                *found = Some(value.trim().trim_matches('"'));
+            }
+        }
+    }
+    Some(essence)
+}
+
+/// The content encoding; "" without the header. Several headers are several encodings, which nobody takes.
+fn content_encoding(headers: &HeaderMap) -> &str {
+    let mut values = headers.get_all(header::CONTENT_ENCODING).iter();
+    match (values.next(), values.next()) {
+        (None, _) => "",
+        (Some(value), None) => value.to_str().map_or("?", str::trim),
+        (Some(_), Some(_)) => "several encodings",
+    }
+}

@@ -1,0 +1,436 @@
+use bytes::Bytes;
+use http::request::Parts;
+use infogw_proto::wire::{Cursor, Field, WireError, WireType, varint_len};
+
+use super::{DecodeError, DecodeLimits, Decoder, content_encoding, limits::Excess, media_type, snappy};
+use crate::{
+    payload::{LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag},
+    rejection::{Reason, excerpt},
+};
+
+/// Decodes remote write 1.0: `prometheus.WriteRequest`, snappy block format.
+///
+/// A body that does not decode is refused whole. A series that decodes but breaks a limit is left out and counted as
+/// [refused](crate::payload::Refused), so that its neighbours are written.
+#[derive(Debug, Clone, Default)]
+pub struct WriteRequestDecoder {
+    limits: DecodeLimits,
+}
+
+impl WriteRequestDecoder {
+    /// Decodes within `limits`.
+    pub fn new(limits: DecodeLimits) -> Self {
+        WriteRequestDecoder { limits }
+    }
+
+    /// Decodes a message that is not compressed. It counts as changed: there are no received bytes to hand on.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    pub fn decode_message(&self, message: Vec<u8>) -> Result<WriteRequest, DecodeError> {
+        self.walk(message, None)
+    }
+
+    fn walk(&self, source: Vec<u8>, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
+        if source.len() > LARGEST_PAYLOAD {
+            return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
+        }
+        let mut walk = Walk {
+            limits: &self.limits,
+            side: Vec::new(),
+            writer: LabelWriter::default(),
+            // Telemetry has 200 to 400 bytes a series; few of these ever grow.
+            series: Vec::with_capacity((source.len() / 192).min(self.limits.series)),
+            others: Vec::new(),
+            refused: Refused::default(),
+            seen: 0,
+            untouched: true,
+        };
+        walk.message(&source)?;
+        let Walk { side, series, others, mut refused, seen, untouched, .. } = walk;
+        refused.set_received(seen);
+        Ok(WriteRequest { received: received.filter(|_| untouched), source, side, series, others, refused })
+    }
+}
+
+impl Decoder for WriteRequestDecoder {
+    type Payload = WriteRequest;
+    type Format = ();
+
+    /// Remote write 1.0 specification, "Protocol": a missing content type means 1.0, a missing encoding means snappy.
+    fn negotiate(&self, head: &Parts) -> Result<(), DecodeError> {
+        let mut params = [("proto", None)];
+        if let Some(essence) = media_type(&head.headers, &mut params) {
+            let [(_, proto)] = params;
+            if !essence.eq_ignore_ascii_case("application/x-protobuf")
+                || proto.is_some_and(|proto| proto != "prometheus.WriteRequest")
+            {
+                let found = match proto {
+                    Some(proto) => format!("{essence};proto={proto}"),
+                    None => essence.to_owned(),
+                };
+                return Err(DecodeError::MediaType { found, takes: "application/x-protobuf (remote write 1.0)" });
+            }
+        }
+        match content_encoding(&head.headers) {
+            "" => Ok(()),
+            encoding if encoding.eq_ignore_ascii_case("snappy") => Ok(()),
+            found => Err(DecodeError::Encoding { found: found.to_owned(), takes: "snappy (block format)" }),
+        }
+    }
+
+    fn body_limit(&self) -> usize {
+        self.limits.body
+    }
+
+    fn decode(&self, (): (), body: Bytes) -> Result<WriteRequest, DecodeError> {
+        let message = snappy::block(&body, self.limits.decoded.min(LARGEST_PAYLOAD))?;
+        self.walk(message, Some(body))
+    }
+}
+
+/// One pass over a message.
+struct Walk<'l> {
+    limits: &'l DecodeLimits,
+    side: Vec<u8>,
+    writer: LabelWriter,
+    series: Vec<Series>,
+    others: Vec<Span>,
+    refused: Refused,
+    /// Series so far, refused ones among them.
+    seen: usize,
+    /// Everything so far may be handed on as it was received.
+    untouched: bool,
+}
+
+impl Walk<'_> {
+    fn message(&mut self, source: &[u8]) -> Result<(), DecodeError> {
+        let mut cursor = Cursor::new(source);
+        loop {
+            let start = cursor.offset();
+            let Some(field) = cursor.field()? else { return Ok(()) };
+            match field.number {
+                1 => {
+                    cursor.expect(field, WireType::Len)?;
+                    let content = cursor.bytes()?;
+                    let whole = Span::new(start, cursor.offset());
+                    self.one_series(source, whole, cursor.offset() - content.len(), field.overlong)?;
+                }
+                // Metadata, reserved and unknown fields: carried along.
+                number => {
+                    if number == 3 {
+                        cursor.expect(field, WireType::Len)?;
+                    }
+                    cursor.skip(field.wire)?;
+                    extend(&mut self.others, start, cursor.offset());
+                }
+            }
+        }
+    }
+
+    fn one_series(&mut self, source: &[u8], whole: Span, start: usize, overlong: bool) -> Result<(), DecodeError> {
+        let index = self.seen;
+        self.seen += 1;
+        if self.seen > self.limits.series {
+            return Err(DecodeError::TooManySeries { limit: self.limits.series });
+        }
+        let found = self.scan(source, Span::new(start, whole.end as usize))?;
+        let mut excess = found.excess;
+        let mut flags = if overlong { flag::REFRAME } else { 0 };
+        let (mut labels, mut rest) = (found.labels, found.rest);
+        let series_bytes = Span::new(start, whole.end as usize);
+        if excess.is_none() && !(found.canonical && is_text(labels.of(source))) {
+            match self.rewrite_labels(source, series_bytes)? {
+                Ok(rewritten) => labels = rewritten,
+                Err(broken) => excess = Some(broken),
+            }
+            flags |= flag::LABELS_IN_SIDE;
+        }
+        if let Some(excess) = excess {
+            self.untouched = false;
+            let limits = self.limits;
+            self.refused.add(|| offence(index, metric_name(source, series_bytes), &limits.explain(excess)));
+            return Ok(());
+        }
+        if found.scattered {
+            rest = self.gather_rest(source, series_bytes)?;
+            flags |= flag::REST_IN_SIDE;
+        }
+        self.untouched &= flags == 0;
+        self.series.push(Series::new(whole, labels, rest, flags, found.samples));
+        Ok(())
+    }
+
+    /// Checks a series' fields and finds where its labels and its rest are.
+    fn scan(&self, source: &[u8], series: Span) -> Result<Found, WireError> {
+        let at = series.start as usize;
+        let mut cursor = Cursor::within(series.of(source), at);
+        let empty = Span::new(at, at);
+        let mut found =
+            Found { labels: empty, rest: empty, canonical: true, scattered: false, excess: None, samples: 0 };
+        let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
+        loop {
+            let start = cursor.offset();
+            let Some(field) = cursor.field()? else { return Ok(found) };
+            if field.number == 1 {
+                let content = length_delimited(&mut cursor, field)?;
+                let label = label(content, cursor.offset() - content.len())?;
+                count += 1;
+                if count > self.limits.labels {
+                    found.excess.get_or_insert(Excess::Labels);
+                }
+                if let Err(excess) = self.limits.check_label(label.name, label.value) {
+                    found.excess.get_or_insert(excess);
+                }
+                let minimal = 1 + varint_len(content.len() as u64) + content.len();
+                found.canonical &= label.canonical
+                    && last_name < label.name
+                    && !label.value.is_empty()
+                    && cursor.offset() - start == minimal;
+                last_name = label.name;
+                found.canonical &= grow(&mut found.labels, start, cursor.offset());
+                continue;
+            }
+            match field.number {
+                2 => {
+                    sample(length_delimited(&mut cursor, field)?, start)?;
+                    found.samples = found.samples.saturating_add(1);
+                }
+                3 => exemplar(length_delimited(&mut cursor, field)?, start)?,
+                4 => {
+                    histogram(length_delimited(&mut cursor, field)?, start)?;
+                    found.samples = found.samples.saturating_add(1);
+                }
+                _ => cursor.skip(field.wire)?,
+            }
+            found.scattered |= !grow(&mut found.rest, start, cursor.offset());
+        }
+    }
+
+    /// Writes the series' labels anew, in canonical form.
+    fn rewrite_labels(&mut self, source: &[u8], series: Span) -> Result<Result<Span, Excess>, WireError> {
+        let mut cursor = Cursor::within(series.of(source), series.start as usize);
+        self.writer.begin(&self.side);
+        while let Some(field) = cursor.field()? {
+            if field.number != 1 {
+                cursor.skip(field.wire)?;
+                continue;
+            }
+            let content = cursor.bytes()?;
+            let label = label(content, cursor.offset() - content.len())?;
+            if std::str::from_utf8(label.name).is_err() || std::str::from_utf8(label.value).is_err() {
+                return Ok(Err(Excess::NotUtf8));
+            }
+            self.writer.push(&mut self.side, label.name, label.value);
+        }
+        let block = self.writer.finish(&mut self.side);
+        Ok(if self.repeats_unrepeatable(source, series)? { Err(Excess::Repeated) } else { Ok(block) })
+    }
+
+    /// Looks at the labels as they were sent: an empty repeat is a repeat, too.
+    fn repeats_unrepeatable(&self, source: &[u8], series: Span) -> Result<bool, WireError> {
+        for unrepeatable in &self.limits.unrepeatable {
+            let mut cursor = Cursor::within(series.of(source), series.start as usize);
+            let mut times = 0;
+            while let Some(field) = cursor.field()? {
+                if field.number == 1 {
+                    times += usize::from(label(cursor.bytes()?, 0)?.name == unrepeatable.as_bytes());
+                } else {
+                    cursor.skip(field.wire)?;
+                }
+            }
+            if times > 1 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Brings together what stands between labels.
+    fn gather_rest(&mut self, source: &[u8], series: Span) -> Result<Span, WireError> {
+        let to = self.side.len();
+        let mut cursor = Cursor::within(series.of(source), series.start as usize);
+        loop {
+            let start = cursor.offset();
+            let Some(field) = cursor.field()? else { return Ok(Span::new(to, self.side.len())) };
+            cursor.skip(field.wire)?;
+            if field.number != 1 {
+                self.side.extend_from_slice(Span::new(start, cursor.offset()).of(source));
+            }
+        }
+    }
+}
+
+/// What a scan of one series found.
+struct Found {
+    labels: Span,
+    rest: Span,
+    /// The labels are one canonical block, but for UTF-8.
+    canonical: bool,
+    /// The rest is not in one piece.
+    scattered: bool,
+    excess: Option<Excess>,
+    samples: u32,
+}
+
+/// A label's strings; the last of a repeated field counts, as for any protobuf decoder.
+struct Label<'a> {
+    name: &'a [u8],
+    value: &'a [u8],
+    canonical: bool,
+}
+
+#[inline]
+fn label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
+    let mut cursor = Cursor::within(content, at);
+    let mut label = Label { name: &[], value: &[], canonical: true };
+    let mut next = 1;
+    let mut minimal = 0;
+    while let Some(field) = cursor.field()? {
+        label.canonical &= field.number == next;
+        next += 1;
+        match field.number {
+            1 => label.name = length_delimited(&mut cursor, field)?,
+            2 => label.value = length_delimited(&mut cursor, field)?,
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    for string in [label.name, label.value] {
+        minimal += 1 + varint_len(string.len() as u64) + string.len();
+    }
+    label.canonical &= next == 3 && content.len() == minimal;
+    Ok(label)
+}
+
+#[inline]
+fn length_delimited<'a>(cursor: &mut Cursor<'a>, field: Field) -> Result<&'a [u8], WireError> {
+    cursor.expect(field, WireType::Len)?;
+    cursor.bytes()
+}
+
+/// `Sample { value = 1 double, timestamp = 2 int64 }`
+#[inline]
+fn sample(content: &[u8], at: usize) -> Result<(), WireError> {
+    check(content, at, |number| match number {
+        1 => Some(WireType::Fixed64),
+        2 => Some(WireType::Varint),
+        _ => None,
+    })
+}
+
+/// `Exemplar { labels = 1, value = 2 double, timestamp = 3 int64 }`
+fn exemplar(content: &[u8], at: usize) -> Result<(), WireError> {
+    let mut cursor = Cursor::within(content, at);
+    while let Some(field) = cursor.field()? {
+        match field.number {
+            1 => drop(label(length_delimited(&mut cursor, field)?, at)?),
+            2 => {
+                cursor.expect(field, WireType::Fixed64)?;
+                cursor.skip(field.wire)?;
+            }
+            3 => {
+                cursor.expect(field, WireType::Varint)?;
+                cursor.skip(field.wire)?;
+            }
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    Ok(())
+}
+
+/// `Histogram`: numbers of either layout, spans as messages, deltas packed or not.
+fn histogram(content: &[u8], at: usize) -> Result<(), WireError> {
+    let mut cursor = Cursor::within(content, at);
+    while let Some(field) = cursor.field()? {
+        match (field.number, field.wire) {
+            (8 | 11, _) => check(length_delimited(&mut cursor, field)?, at, |number| match number {
+                1 | 2 => Some(WireType::Varint),
+                _ => None,
+            })?,
+            (9 | 12, WireType::Len) => {
+                let mut packed = Cursor::within(cursor.bytes()?, at);
+                while !packed.is_empty() {
+                    packed.varint()?;
+                }
+            }
+            (10 | 13 | 16, WireType::Len) => {
+                let mut packed = Cursor::within(cursor.bytes()?, at);
+                while !packed.is_empty() {
+                    packed.fixed64()?;
+                }
+            }
+            (1 | 4 | 6 | 9 | 12 | 14 | 15, _) => {
+                cursor.expect(field, WireType::Varint)?;
+                cursor.varint()?;
+            }
+            (2 | 3 | 5 | 7 | 10 | 13 | 16, _) => {
+                cursor.expect(field, WireType::Fixed64)?;
+                cursor.fixed64()?;
+            }
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    Ok(())
+}
+
+/// Every field of a flat message has the wire type that `known` says.
+#[inline]
+fn check(content: &[u8], at: usize, known: impl Fn(u32) -> Option<WireType>) -> Result<(), WireError> {
+    let mut cursor = Cursor::within(content, at);
+    while let Some(field) = cursor.field()? {
+        if let Some(wire) = known(field.number) {
+            cursor.expect(field, wire)?;
+        }
+        cursor.skip(field.wire)?;
+    }
+    Ok(())
+}
+
+/// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.
+#[inline]
+fn is_text(block: &[u8]) -> bool {
+    block.is_ascii()
+        || LabelBlock(block)
+            .iter()
+            .all(|label| std::str::from_utf8(label.name).is_ok() && std::str::from_utf8(label.value).is_ok())
+}
+
+fn offence(index: usize, name: &str, what: &str) -> Offence {
+    let detail = format!("series {} `{}`: {what}", index + 1, excerpt(name));
+    Offence { reason: Reason::InvalidSeries, detail }
+}
+
+/// The metric name of a series that may not be canonical, for a message.
+fn metric_name(source: &[u8], series: Span) -> &str {
+    let mut cursor = Cursor::new(series.of(source));
+    while let Ok(Some(field)) = cursor.field() {
+        if field.number == 1
+            && let Ok(content) = cursor.bytes()
+        {
+            match label(content, 0) {
+                Ok(label) if label.name == b"__name__" => return std::str::from_utf8(label.value).unwrap_or_default(),
+                _ => continue,
+            }
+        }
+        if cursor.skip(field.wire).is_err() {
+            break;
+        }
+    }
+    ""
+}
+
+/// Makes `run` reach to `end`; says whether it is still one piece.
+#[inline]
+fn grow(run: &mut Span, start: usize, end: usize) -> bool {
+    let joined = run.len() == 0 || run.end as usize == start;
+    *run = Span::new(if run.len() == 0 { start } else { run.start as usize }, end);
+    joined
+}
+
+/// Adds `start..end` to the runs, to the last one if it continues it.
+fn extend(runs: &mut Vec<Span>, start: usize, end: usize) {
+    match runs.last_mut() {
+        Some(run) if run.end as usize == start => run.end = end as u32,
+        _ => runs.push(Span::new(start, end)),
+    }
+}

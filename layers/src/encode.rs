@@ -1,0 +1,218 @@
+//! A payload to the bytes of a remote-write request.
+//!
+//! [`EncodeLayer`] hands on what was received, untouched, when nothing was changed on the way, and encodes anew otherwise. The
+//! request that goes on has remote write's headers and none of the sender's. When the rest is written it tells the sender of
+//! series that were [refused](crate::payload::Refused) on the way; a payload with nothing left is answered here.
+//!
+//! ```
+//! use http_body_util::Full;
+//! use infogw_layers::{encode::EncodeLayer, payload::WriteRequest};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), infogw_layers::rejection::Rejection> {
+//! let service = ServiceBuilder::new()
+//!     .layer(EncodeLayer::new())
+//!     .service(service_fn(async |_: http::Request<Full<bytes::Bytes>>| -> Result<http::Response<String>, std::convert::Infallible> {
+//!         unreachable!("there is nothing to forward")
+//!     }));
+//! assert_eq!(service.oneshot(http::Request::new(WriteRequest::default())).await?.status(), 204);
+//! # Ok(()) }
+//! ```
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    describe::{Describe, Row},
+    payload::{Refused, SeriesSet, WriteRequest},
+    rejection::{Reason, Rejection},
+};
+
+/// A payload that remote write 1.0 can carry.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be encoded as a remote-write request",
+    label = "this body is not a write request",
+    note = "put `DecodeLayer` with a `WriteRequestDecoder`, or `TranslateLayer`, outside `EncodeLayer`"
+)]
+pub trait Encode: SeriesSet {
+    /// The snappy block to send, and whether it is the one that was received.
+    ///
+    /// # Errors
+    /// Whatever the compressor says of a payload that is too large for it.
+    fn encode(&self) -> Result<(Bytes, bool), snap::Error>;
+}
+
+impl Encode for WriteRequest {
+    fn encode(&self) -> Result<(Bytes, bool), snap::Error> {
+        match self.received() {
+            Some(received) => Ok((received.clone(), true)),
+            None => Ok((snap::raw::Encoder::new().compress_vec(&self.to_message())?.into(), false)),
+        }
+    }
+}
+
+/// What was encoded: an extension of the request that goes on, for whoever forwards and counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded {
+    /// Series in it.
+    pub series: usize,
+    /// Samples in it, native histograms among them.
+    pub samples: u64,
+    /// Its size in bytes on the wire.
+    pub bytes: usize,
+    /// It is what was received, untouched.
+    pub untouched: bool,
+}
+
+/// Encodes payloads as remote write 1.0.
+#[derive(Debug, Clone)]
+pub struct EncodeLayer {
+    when_empty: StatusCode,
+}
+
+impl Default for EncodeLayer {
+    fn default() -> Self {
+        EncodeLayer { when_empty: StatusCode::NO_CONTENT }
+    }
+}
+
+impl EncodeLayer {
+    /// Encodes payloads; one with nothing left is answered with 204.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl EncodeLayer {
+    /// Answers a payload with nothing left with `status`.
+    #[must_use]
+    pub fn when_empty(self, status: StatusCode) -> Self {
+        EncodeLayer { when_empty: status }
+    }
+}
+
+impl<S> Layer<S> for EncodeLayer {
+    type Service = Encoding<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Encoding { inner, layer: self.clone() }
+    }
+}
+
+/// The service that [`EncodeLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct Encoding<S> {
+    inner: S,
+    layer: EncodeLayer,
+}
+
+impl<S, P, B> Service<Request<P>> for Encoding<S>
+where
+    P: Encode,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>>,
+    S::Error: Into<Rejection>,
+    B: Default,
+{
+    type Response = Response<B>;
+    type Error = Rejection;
+    type Future = EncodeFuture<S::Future, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<P>) -> Self::Future {
+        let (mut head, mut payload) = request.into_parts();
+        let refused = std::mem::take(payload.refused());
+        let done = |outcome| EncodeFuture { state: State::Done { outcome: Some(outcome) } };
+        if payload.series() == 0 {
+            let mut empty = Response::new(B::default());
+            *empty.status_mut() = self.layer.when_empty;
+            return done(refused.rejection().map_or(Ok(empty), Err));
+        }
+        let Ok((body, untouched)) = payload.encode() else {
+            return done(Err(Rejection::internal("the write request could not be compressed")));
+        };
+        let (series, samples, bytes) = (payload.series(), payload.samples(), body.len());
+        head.extensions.insert(Encoded { series, samples, bytes, untouched });
+        // What was decoded is not needed while the upstream works.
+        drop(payload);
+        head.headers = remote_write_headers();
+        let inner = self.inner.call(Request::from_parts(head, Full::new(body)));
+        EncodeFuture { state: State::Calling { inner, refused } }
+    }
+}
+
+impl<S, P> Describe<Request<P>> for Encoding<S>
+where
+    P: Encode,
+    S: Describe<Request<Full<Bytes>>>,
+{
+    fn describe(rows: &mut Vec<Row>) {
+        let reasons = &[Reason::InvalidSeries, Reason::ClusterLabel, Reason::Internal];
+        rows.push(Row::new::<Request<P>>("EncodeLayer", reasons));
+        S::describe(rows);
+    }
+}
+
+/// Remote write 1.0 specification, "Protocol".
+fn remote_write_headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("snappy"));
+    let version = HeaderName::from_static("x-prometheus-remote-write-version");
+    headers.insert(version, HeaderValue::from_static("0.1.0"));
+    headers
+}
+
+pin_project! {
+    /// The future of [`Encoding`].
+    pub struct EncodeFuture<F, B> {
+        #[pin]
+        state: State<F, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B> {
+        Calling {
+            #[pin]
+            inner: F,
+            refused: Refused,
+        },
+        Done {
+            outcome: Option<Result<Response<B>, Rejection>>,
+        },
+    }
+}
+
+impl<F, B, E> Future for EncodeFuture<F, B>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<Rejection>,
+{
+    type Output = Result<Response<B>, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Calling { inner, refused } => {
+                let response = ready!(inner.poll(cx)).map_err(Into::into)?;
+                // Only what was written can be told of as written: a failure goes first, so that a sender retries it all.
+                let told = refused.rejection().filter(|_| response.status().is_success());
+                Poll::Ready(told.map_or(Ok(response), Err))
+            }
+            // `None`: polled again after completion, which futures need not bear.
+            StateProj::Done { outcome } => outcome.take().map_or(Poll::Pending, Poll::Ready),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Whose series, which series, which labels.
+//!
+//! [`EnforceLabelsLayer`] holds a decoded payload against a [`LabelPolicy`] and the identity that
+//! [`AuthorizeLayer`](crate::authorize::AuthorizeLayer) found: a cluster writes its own series, series off the allowlist are
+//! dropped, labels are set and elided. Where nobody was authorized it refuses.
+//!
+//! ```
+//! use infogw_layers::enforce::{EnforceLabelsLayer, LabelPolicy};
+//! use infogw_layers::payload::WriteRequest;
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let policy = LabelPolicy::new("_id").allow(["{__name__=~\"cluster:.*\"}".parse()?])?.elide(["prometheus_replica"]);
+//! let service = ServiceBuilder::new()
+//!     .layer(EnforceLabelsLayer::new(policy))
+//!     .service(service_fn(async |_: http::Request<WriteRequest>| Ok::<_, std::convert::Infallible>(())));
+//! let refused = service.oneshot(http::Request::new(WriteRequest::default())).await.unwrap_err();
+//! assert_eq!(refused.status(), 500, "nobody was authorized");
+//! # Ok(()) }
+//! ```
+
+mod policy;
+pub mod selector;
+
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    authorize::{Authorized, ClusterId, Identity},
+    describe::{Describe, Row},
+    future::CallOrRefuse,
+    observe::Observe,
+    payload::{Keep, SeriesSet},
+    rejection::{Reason, Rejection},
+};
+
+use policy::Verdict;
+pub use policy::{ClusterLabelCheck, LabelPolicy, LivePolicy, OnOffence};
+
+/// What enforcing did to one payload.
+#[derive(Debug)]
+pub struct Enforced<'a> {
+    /// The cluster that wrote it.
+    pub cluster: &'a ClusterId,
+    /// Series that go on.
+    pub kept: usize,
+    /// Series that the allowlist dropped.
+    pub dropped: usize,
+    /// Series refused for want of a label that must be there.
+    pub missing: usize,
+    /// Series refused, or under [`ClusterLabelCheck::Count`] only counted, because they are another cluster's.
+    pub foreign: usize,
+}
+
+/// Enforces a label policy.
+#[derive(Debug, Clone)]
+pub struct EnforceLabelsLayer<O = ()> {
+    policy: LivePolicy,
+    observer: O,
+}
+
+impl EnforceLabelsLayer {
+    /// Enforces `policy`; a [`LivePolicy`] can be replaced while requests pass.
+    pub fn new(policy: impl Into<LivePolicy>) -> Self {
+        EnforceLabelsLayer { policy: policy.into(), observer: () }
+    }
+}
+
+impl<O> EnforceLabelsLayer<O> {
+    /// Tells `observer` what was done to each payload.
+    pub fn observed_by<P>(self, observer: P) -> EnforceLabelsLayer<P> {
+        EnforceLabelsLayer { policy: self.policy, observer }
+    }
+}
+
+impl<S, O: Clone> Layer<S> for EnforceLabelsLayer<O> {
+    type Service = EnforceLabels<S, O>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        EnforceLabels { inner, layer: self.clone() }
+    }
+}
+
+/// The service that [`EnforceLabelsLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct EnforceLabels<S, O = ()> {
+    inner: S,
+    layer: EnforceLabelsLayer<O>,
+}
+
+impl<S, O, P> Service<Request<P>> for EnforceLabels<S, O>
+where
+    P: SeriesSet,
+    O: for<'a> Observe<Enforced<'a>>,
+    S: Service<Request<P>>,
+    S::Error: Into<Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = CallOrRefuse<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<P>) -> Self::Future {
+        let Some(identity) = request.extensions().get::<Authorized<Identity>>().cloned() else {
+            return CallOrRefuse::refuse(Rejection::internal("nobody was authorized for this request"));
+        };
+        match self.layer.enforce(&identity, request.body_mut()) {
+            Ok(()) => CallOrRefuse::call(self.inner.call(request)),
+            Err(rejection) => CallOrRefuse::refuse(rejection),
+        }
+    }
+}
+
+impl<S, O, P> Describe<Request<P>> for EnforceLabels<S, O>
+where
+    P: SeriesSet,
+    S: Describe<Request<P>>,
+{
+    fn describe(rows: &mut Vec<Row>) {
+        rows.push(Row::new::<Request<P>>(
+            "EnforceLabelsLayer",
+            &[Reason::ClusterLabel, Reason::InvalidSeries, Reason::Internal],
+        ));
+        S::describe(rows);
+    }
+}
+
+impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
+    fn enforce<P: SeriesSet>(&self, identity: &Identity, payload: &mut P) -> Result<(), Rejection> {
+        let policy = self.policy.load();
+        let mut refused = std::mem::take(payload.refused());
+        let (mut missing, mut foreign) = (0, 0);
+        let edited = payload.try_edit(|labels| -> Result<Keep, std::convert::Infallible> {
+            let verdict = policy.judge(identity, labels);
+            match verdict {
+                Verdict::Keep => {}
+                Verdict::Drop => return Ok(Keep::No),
+                Verdict::Foreign if policy.check != ClusterLabelCheck::Enforce => {
+                    foreign += usize::from(policy.check == ClusterLabelCheck::Count);
+                    if !policy.allows(labels) {
+                        return Ok(Keep::No);
+                    }
+                }
+                Verdict::Foreign | Verdict::Missing(_) | Verdict::Wrong(..) => {
+                    match verdict {
+                        Verdict::Missing(_) => missing += 1,
+                        _ => foreign += 1,
+                    }
+                    refused.add(|| policy.offence(identity, labels, verdict));
+                    return Ok(Keep::No);
+                }
+            }
+            policy.relabel(labels);
+            Ok(Keep::Yes)
+        });
+        let edited = match edited {
+            Ok(edited) => edited,
+            Err(never) => match never {},
+        };
+        self.observer.observe(&Enforced {
+            cluster: &identity.cluster,
+            kept: edited.kept,
+            dropped: edited
+                .dropped
+                .saturating_sub(missing + if policy.check == ClusterLabelCheck::Enforce { foreign } else { 0 }),
+            missing,
+            foreign,
+        });
+        let rejection = match policy.on_offence {
+            OnOffence::RefuseRequest => refused.rejection(),
+            OnOffence::RefuseSeries => None,
+        };
+        *payload.refused() = refused;
+        rejection.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,148 @@
+//! Many selectors at once: does any match?
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::label_index::{Draft, LabelIndex};
+use super::matcher::{Accepts, Matcher};
+use super::{Labels, METRIC_NAME, Selector, SelectorError};
+
+/// Selectors joined by "or", such as an allowlist.
+///
+/// What a check costs does not grow with the number of selectors, as long as they differ in the
+/// metric names, values or prefixes that they ask for. Each selector is filed under one of its
+/// labels, the metric name where that tells it apart from most others:
+///
+/// - a value (`=`, or a regular expression that is a list such as `a|b`) by hash,
+/// - a prefix (`a.*`) by binary search,
+/// - other regular expressions of one label all in one automaton, which is asked only if no value
+///   or prefix has decided,
+/// - the few that every value but some satisfies (`{job!~"|test.*"}`) one by one.
+///
+/// Only the selectors found there are then checked in full.
+pub struct SelectorSet {
+    selectors: Box<[Selector]>,
+    /// The metric name's first, as most series are decided there.
+    indexes: Box<[LabelIndex]>,
+    one_by_one: Box<[Selector]>,
+}
+
+impl SelectorSet {
+    /// Compiles the selectors into one set. Repeated ones cost nothing.
+    ///
+    /// # Errors
+    /// [`SelectorError::SetTooLarge`] if regular expressions that are each within bounds are not
+    /// so together.
+    pub fn new(selectors: impl IntoIterator<Item = Selector>) -> Result<Self, SelectorError> {
+        let selectors: Box<[Selector]> = selectors.into_iter().collect();
+        let mut seen = HashSet::new();
+        let distinct: Vec<&Selector> = selectors.iter().filter(|s| seen.insert(*s)).collect();
+        let crowds = Crowds::count(&distinct);
+        let mut drafts: BTreeMap<&str, Draft<'_>> = BTreeMap::new();
+        let mut one_by_one = Vec::new();
+        for selector in distinct {
+            match crowds.best_label(selector) {
+                Some(matcher) => file(drafts.entry(matcher.name()).or_default(), matcher, selector),
+                None => one_by_one.push(selector.clone()),
+            }
+        }
+        let mut indexes = drafts.into_iter().map(|(label, draft)| draft.build(label)).collect::<Result<Vec<_>, _>>()?;
+        indexes.sort_by_key(|index| index.label() != METRIC_NAME);
+        Ok(Self { selectors, indexes: indexes.into(), one_by_one: one_by_one.into() })
+    }
+
+    /// Whether any selector matches these labels; never, if the set is empty. Does not allocate
+    /// once warm: regular expressions keep scratch space, bounded, for each thread.
+    pub fn matches(&self, labels: &(impl Labels + ?Sized)) -> bool {
+        let indexes = self.indexes.iter();
+        indexes.clone().any(|index| index.matches_listed(labels))
+            || indexes.filter(|index| index.has_regexes()).any(|index| index.matches_regexes(labels))
+            || self.one_by_one.iter().any(|s| s.matches(labels))
+    }
+
+    /// Whether there are no selectors at all.
+    pub fn is_empty(&self) -> bool {
+        self.selectors.is_empty()
+    }
+
+    /// How many selectors were given, repeated ones included.
+    pub fn len(&self) -> usize {
+        self.selectors.len()
+    }
+
+    /// The selectors as given.
+    pub fn selectors(&self) -> &[Selector] {
+        &self.selectors
+    }
+}
+
+impl std::fmt::Debug for SelectorSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SelectorSet").field(&self.selectors).finish()
+    }
+}
+
+/// Files a selector under what this matcher of it accepts.
+fn file<'s>(draft: &mut Draft<'s>, matcher: &'s Matcher, selector: &Selector) {
+    match matcher.accepts() {
+        Accepts::Listed { values, prefixes } => {
+            for value in values {
+                draft.value(value).add(selector);
+            }
+            for (text, longer) in prefixes {
+                draft.prefix(text, longer).add(selector);
+            }
+        }
+        Accepts::Regex(regex) => draft.regex(regex, selector),
+        Accepts::Unlisted => {}
+    }
+}
+
+/// How many selectors ask for the same value or prefix of a label.
+struct Crowds<'s>(HashMap<(&'s str, Key<'s>), usize>);
+
+#[derive(PartialEq, Eq, Hash)]
+enum Key<'s> {
+    Value(&'s str),
+    Prefix(&'s str),
+}
+
+impl<'s> Crowds<'s> {
+    /// Up to so many selectors under one metric name or prefix are checked one after another,
+    /// which is cheaper than to look at a second label of every series.
+    const SMALL: usize = 16;
+
+    fn count(selectors: &[&'s Selector]) -> Self {
+        let mut crowds = HashMap::new();
+        for matcher in selectors.iter().flat_map(|selector| selector.matchers()) {
+            for key in keys(matcher).into_iter().flatten() {
+                *crowds.entry((matcher.name(), key)).or_default() += 1;
+            }
+        }
+        Self(crowds)
+    }
+
+    /// The matcher that leaves the fewest selectors to be checked, if any can be filed under.
+    fn best_label(&self, selector: &'s Selector) -> Option<&'s Matcher> {
+        let dear = |matcher: &&'s Matcher| match keys(matcher) {
+            None => usize::MAX,
+            Some(keys) => {
+                let sizes = keys.into_iter().map(|key| self.0.get(&(matcher.name(), key)));
+                let largest = sizes.flatten().max().copied().unwrap_or(0);
+                let small = matcher.name() == METRIC_NAME && largest <= Self::SMALL;
+                if small { 0 } else { largest }
+            }
+        };
+        selector.matchers().iter().filter(|matcher| !matches!(matcher.accepts(), Accepts::Unlisted)).min_by_key(dear)
+    }
+}
+
+/// What a matcher is filed under; `None` for what only a regular expression can tell.
+fn keys(matcher: &Matcher) -> Option<Vec<Key<'_>>> {
+    match matcher.accepts() {
+        Accepts::Listed { values, prefixes } => {
+            let prefixes = prefixes.into_iter().map(|(text, _)| Key::Prefix(text));
+            Some(values.into_iter().map(Key::Value).chain(prefixes).collect())
+        }
+        Accepts::Regex(_) | Accepts::Unlisted => None,
+    }
+}

@@ -1,0 +1,47 @@
+//! Tower layers for gateways that take pushed metrics.
+//!
+//! Each layer is generic, has a feature of its own, and can be used alone. In the order in which a request meets them:
+//!
+//! | layer | feature | what it does to the request |
+//! | --- | --- | --- |
+//! | [`ObserveLayer`](observe) | | tells metrics and logs what passed |
+//! | [`DrainLayer`](drain) | `drain` | reads a bounded rest of what was refused, so that the answer arrives |
+//! | [`RespondLayer`](respond) | `respond` | writes every refusal, once, in one shape |
+//! | [`AuthorizeLayer`](authorize) | `authorize` | says who it is: extensions += `Authorized<I>` |
+//! | [`RateLimitLayer`](rate_limit) | `rate-limit` | charges it, before its body is read |
+//! | [`DecodeLayer`](decode) | `decode` | body `B` → payload, bounded before it allocates |
+//! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
+//! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
+//! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
+//!
+//! A payload is decoded once and encoded at most once; see [`payload`]. Every layer refuses with one error, [`rejection`].
+//! Types state the order where it matters: to enforce labels on a body that was not decoded does not compile.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+#[cfg(feature = "authorize")]
+pub mod authorize;
+pub mod clock;
+#[cfg(feature = "test-util")]
+pub mod conformance;
+#[cfg(feature = "decode")]
+pub mod decode;
+pub mod describe;
+#[cfg(feature = "drain")]
+pub mod drain;
+#[cfg(feature = "encode")]
+pub mod encode;
+#[cfg(feature = "enforce")]
+pub mod enforce;
+#[cfg(any(feature = "enforce", feature = "rate-limit"))]
+mod future;
+pub mod observe;
+pub mod payload;
+#[cfg(feature = "rate-limit")]
+pub mod rate_limit;
+pub mod rejection;
+#[cfg(feature = "respond")]
+pub mod respond;
+#[cfg(feature = "translate")]
+pub mod translate;

@@ -1,0 +1,170 @@
+//! What passed, for metrics and logs.
+//!
+//! A layer that has something to report takes an [`Observe`] of its own event; `()` observes nothing and costs nothing.
+//! [`ObserveLayer`] reports each exchange of request and response.
+//!
+//! ```
+//! use infogw_layers::observe::{Exchange, ObserveLayer};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use std::sync::{Arc, atomic::{AtomicU16, Ordering}};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::convert::Infallible> {
+//! let last = Arc::new(AtomicU16::new(0));
+//! let seen = last.clone();
+//! let service = ServiceBuilder::new()
+//!     .layer(ObserveLayer::new(move |exchange: &Exchange<'_>| seen.store(exchange.status.as_u16(), Ordering::Relaxed)))
+//!     .service(service_fn(async |_: http::Request<()>| Ok::<_, std::convert::Infallible>(http::Response::new(()))));
+//! service.oneshot(http::Request::new(())).await?;
+//! assert_eq!(last.load(Ordering::Relaxed), 200);
+//! # Ok(()) }
+//! ```
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use http::{Method, Request, Response, StatusCode, Uri};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::describe::{Describe, Row};
+
+/// Takes note of events of type `E`. Any `Fn(&E)` does; so does `()`, which ignores them.
+pub trait Observe<E> {
+    /// Takes note of `event`. Called on the request's path: be quick.
+    fn observe(&self, event: &E);
+}
+
+impl<E> Observe<E> for () {
+    fn observe(&self, _: &E) {}
+}
+
+impl<E, F: Fn(&E)> Observe<E> for F {
+    fn observe(&self, event: &E) {
+        self(event);
+    }
+}
+
+/// One request and the status it was answered with.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// The request's method.
+    pub method: &'a Method,
+    /// The request's target.
+    pub uri: &'a Uri,
+    /// The answer's status.
+    pub status: StatusCode,
+    /// From the call until the response's head was ready.
+    pub elapsed: Duration,
+    /// The request's approximate size in bytes, as Prometheus' Go client computes it: target, method, headers, and the body as
+    /// its `Content-Length` declares it.
+    pub request_bytes: u64,
+}
+
+/// Reports every exchange to an observer.
+#[derive(Debug, Clone)]
+pub struct ObserveLayer<O> {
+    observer: O,
+}
+
+impl<O> ObserveLayer<O> {
+    /// Reports to `observer`.
+    pub fn new(observer: O) -> Self {
+        ObserveLayer { observer }
+    }
+}
+
+impl<S, O: Clone> Layer<S> for ObserveLayer<O> {
+    type Service = Observed<S, O>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Observed { inner, observer: self.observer.clone() }
+    }
+}
+
+/// The service that [`ObserveLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct Observed<S, O> {
+    inner: S,
+    observer: O,
+}
+
+impl<S, O, B, R> Service<Request<B>> for Observed<S, O>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    O: for<'a> Observe<Exchange<'a>> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ObserveFuture<S::Future, O>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ObserveFuture {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            request_bytes: approximate_size(&request),
+            started: Instant::now(),
+            observer: self.observer.clone(),
+            inner: self.inner.call(request),
+        }
+    }
+}
+
+impl<S: Describe<Req>, O, Req> Describe<Req> for Observed<S, O> {
+    fn describe(rows: &mut Vec<Row>) {
+        rows.push(Row::new::<Req>("ObserveLayer", &[]));
+        S::describe(rows);
+    }
+}
+
+fn approximate_size<B>(request: &Request<B>) -> u64 {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let declared = request.headers().get(http::header::CONTENT_LENGTH);
+    let body: u64 = declared.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
+    body.saturating_add((target + request.method().as_str().len() + headers) as u64)
+}
+
+pin_project! {
+    /// The future of [`Observed`].
+    #[derive(Debug)]
+    pub struct ObserveFuture<F, O> {
+        #[pin]
+        inner: F,
+        observer: O,
+        method: Method,
+        uri: Uri,
+        request_bytes: u64,
+        started: Instant,
+    }
+}
+
+impl<F, O, R, E> Future for ObserveFuture<F, O>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    O: for<'a> Observe<Exchange<'a>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        if let Ok(response) = &result {
+            this.observer.observe(&Exchange {
+                method: this.method,
+                uri: this.uri,
+                status: response.status(),
+                elapsed: this.started.elapsed(),
+                request_bytes: *this.request_bytes,
+            });
+        }
+        Poll::Ready(result)
+    }
+}

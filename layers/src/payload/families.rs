@@ -1,0 +1,64 @@
+use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span};
+
+/// Metric families (`io.prometheus.client.MetricFamily` or text 0.0.4), already expanded: a histogram or summary is the series
+/// that a scrape would store, so a policy sees the same names here as in a write request.
+#[derive(Debug, Default)]
+pub struct MetricFamilies {
+    /// Canonical label blocks.
+    pub(crate) side: Vec<u8>,
+    pub(crate) points: Vec<Point>,
+    pub(crate) refused: Refused,
+}
+
+/// One series with its one sample.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    pub(crate) labels: Span,
+    /// The value's bits: a stale marker is a NaN that must arrive as it is.
+    pub(crate) value: u64,
+    /// Milliseconds since the epoch.
+    pub(crate) timestamp: i64,
+}
+
+impl SeriesSet for MetricFamilies {
+    fn try_edit<E>(&mut self, mut edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E> {
+        let before = self.points.len();
+        let (mut kept, mut failed) = (0, None);
+        for index in 0..before {
+            let Some(&(mut point)) = self.points.get(index) else { break };
+            let mut labels = LabelSet { index, source: &[], side: &mut self.side, block: point.labels, in_side: true };
+            let keep = match edit(&mut labels) {
+                Ok(keep) => keep,
+                Err(error) => {
+                    failed = Some(error);
+                    // What was not looked at stays.
+                    self.points.drain(kept..index);
+                    break;
+                }
+            };
+            point.labels = labels.block;
+            if keep == Keep::Yes {
+                if let Some(slot) = self.points.get_mut(kept) {
+                    *slot = point;
+                }
+                kept += 1;
+            }
+        }
+        if failed.is_none() {
+            self.points.truncate(kept);
+        }
+        failed.map_or(Ok(Edited { kept, dropped: before - kept }), Err)
+    }
+
+    fn series(&self) -> usize {
+        self.points.len()
+    }
+
+    fn samples(&self) -> u64 {
+        self.points.len() as u64
+    }
+
+    fn refused(&mut self) -> &mut Refused {
+        &mut self.refused
+    }
+}

@@ -1,0 +1,325 @@
+use std::cmp::Ordering;
+
+use infogw_proto::wire::{put_varint, varint_len};
+
+use super::Span;
+
+/// A label's field in `TimeSeries`, and the fields inside it.
+const LABEL: u8 = 0x0a;
+const NAME: u8 = 0x0a;
+const VALUE: u8 = 0x12;
+
+/// A canonical label block, read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LabelBlock<'a>(pub(crate) &'a [u8]);
+
+/// One label of a block: its bytes, and where its field begins and ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LabelAt<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) value: &'a [u8],
+    start: usize,
+    end: usize,
+}
+
+impl<'a> LabelBlock<'a> {
+    /// The label whose field begins at `start`; `None` at the end.
+    #[inline]
+    fn at(self, start: usize) -> Option<LabelAt<'a>> {
+        let block = self.0;
+        if block.get(start) != Some(&LABEL) {
+            return None;
+        }
+        let (len, content) = length(block, start + 1)?;
+        let end = content.checked_add(len)?;
+        let (name_len, name_at) = length(block, content + 1)?;
+        let value_tag = name_at.checked_add(name_len)?;
+        let (value_len, value_at) = length(block, value_tag + 1)?;
+        let value_end = value_at.checked_add(value_len)?;
+        let label =
+            LabelAt { name: block.get(name_at..value_tag)?, value: block.get(value_at..value_end)?, start, end };
+        (value_end == end).then_some(label)
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = LabelAt<'a>> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let label = self.at(next)?;
+            next = label.end;
+            Some(label)
+        })
+    }
+
+    /// Where the label `name` is, or where it would have to be inserted.
+    #[inline]
+    fn find(self, name: &[u8]) -> Result<LabelAt<'a>, usize> {
+        for label in self.iter() {
+            match label.name.cmp(name) {
+                Ordering::Less => {}
+                Ordering::Equal => return Ok(label),
+                Ordering::Greater => return Err(label.start),
+            }
+        }
+        Err(self.0.len())
+    }
+}
+
+/// The length that stands at `at`, and where it ends.
+#[inline]
+fn length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+    let first = *bytes.get(at)?;
+    if first < 0x80 {
+        return Some((usize::from(first), at + 1));
+    }
+    let mut len = usize::from(first & 0x7f);
+    for i in 1..5 {
+        let byte = *bytes.get(at + i)?;
+        len |= usize::from(byte & 0x7f) << (7 * i);
+        if byte < 0x80 {
+            return Some((len, at + i + 1));
+        }
+    }
+    None
+}
+
+/// Appends one label in its canonical spelling.
+pub(crate) fn put_label(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.push(LABEL);
+    put_varint(out, (string_len(name.len()) + string_len(value.len())) as u64);
+    out.push(NAME);
+    put_varint(out, name.len() as u64);
+    out.extend_from_slice(name);
+    out.push(VALUE);
+    put_varint(out, value.len() as u64);
+    out.extend_from_slice(value);
+}
+
+fn string_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+/// One series' labels, to be looked at and edited in place.
+///
+/// They stay sorted by name, each name once, nothing empty, whatever is done to them.
+#[derive(Debug)]
+pub struct LabelSet<'a> {
+    pub(super) index: usize,
+    pub(super) source: &'a [u8],
+    pub(super) side: &'a mut Vec<u8>,
+    pub(super) block: Span,
+    pub(super) in_side: bool,
+}
+
+impl LabelSet<'_> {
+    /// The series' place in the payload, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The metric's name, or "" if there is none.
+    pub fn metric_name(&self) -> &str {
+        self.value("__name__")
+    }
+
+    /// The labels, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.labels().iter().map(|label| (text(label.name), text(label.value)))
+    }
+
+    /// The value of the label `name`, or "" if there is none.
+    #[inline]
+    pub fn value(&self, name: &str) -> &str {
+        self.labels().find(name.as_bytes()).map_or("", |label| text(label.value))
+    }
+
+    /// Removes the label `name`; says whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        match self.labels().find(name.as_bytes()) {
+            Ok(LabelAt { start, end, .. }) => {
+                self.cut(start, end);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Sets the label `name` to `value`, replacing what is there. An empty value removes it.
+    pub fn set(&mut self, name: &str, value: &str) {
+        if value.is_empty() {
+            self.remove(name);
+            return;
+        }
+        let at = match self.labels().find(name.as_bytes()) {
+            Ok(label) if label.value == value.as_bytes() => return,
+            Ok(LabelAt { start, end, .. }) => {
+                self.cut(start, end);
+                start
+            }
+            Err(at) => at,
+        };
+        self.move_to_end();
+        let (from, end) = (self.block.start as usize + at, self.side.len());
+        put_label(self.side, name.as_bytes(), value.as_bytes());
+        let added = self.side.len() - end;
+        if let Some(tail) = self.side.get_mut(from..) {
+            tail.rotate_right(added);
+        }
+        self.block.end = self.side.len() as u32;
+    }
+
+    #[inline]
+    fn labels(&self) -> LabelBlock<'_> {
+        LabelBlock(self.block.of(if self.in_side { self.side } else { self.source }))
+    }
+
+    /// Removes the block's bytes `start..end`.
+    fn cut(&mut self, start: usize, end: usize) {
+        self.move_to_end();
+        let base = self.block.start as usize;
+        self.side.drain(base + start..base + end);
+        self.block.end = self.side.len() as u32;
+    }
+
+    /// Moves the block to the end of the side buffer, where it can grow and shrink, unless it is there already.
+    fn move_to_end(&mut self) {
+        if self.in_side && self.block.end as usize == self.side.len() {
+            return;
+        }
+        let to = self.side.len();
+        if self.in_side {
+            self.side.extend_from_within(self.block.start as usize..self.block.end as usize);
+        } else {
+            self.side.extend_from_slice(self.block.of(self.source));
+        }
+        self.block = Span::new(to, self.side.len());
+        self.in_side = true;
+    }
+}
+
+/// Canonical blocks hold UTF-8; that was checked when they were made.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+/// Writes label blocks in canonical form, whatever order the labels come in. Kept for a whole payload: its scratch is reused.
+#[cfg(feature = "decode")]
+#[derive(Debug, Default)]
+pub(crate) struct LabelWriter {
+    /// The labels of this block, as they were written.
+    labels: Vec<Span>,
+    start: usize,
+    sorted: bool,
+    joined: String,
+}
+
+#[cfg(feature = "decode")]
+impl LabelWriter {
+    /// Begins a block at the end of `out`.
+    pub(crate) fn begin(&mut self, out: &[u8]) {
+        self.labels.clear();
+        self.start = out.len();
+        self.sorted = true;
+    }
+
+    /// Adds a label. One with an empty name or value is no label.
+    pub(crate) fn push(&mut self, out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+        if name.is_empty() || value.is_empty() {
+            return;
+        }
+        if let Some(last) = self.labels.last() {
+            self.sorted &= field(out, *last).name < name;
+        }
+        let start = out.len();
+        put_label(out, name, value);
+        self.labels.push(Span::new(start, out.len()));
+    }
+
+    /// Adds a label whose value is `value` + `suffix`.
+    pub(crate) fn push_joined(&mut self, out: &mut Vec<u8>, name: &str, value: &str, suffix: &str) {
+        if suffix.is_empty() {
+            return self.push(out, name.as_bytes(), value.as_bytes());
+        }
+        self.joined.clear();
+        self.joined.push_str(value);
+        self.joined.push_str(suffix);
+        let joined = std::mem::take(&mut self.joined);
+        self.push(out, name.as_bytes(), joined.as_bytes());
+        self.joined = joined;
+    }
+
+    /// Ends the block: sorted by name; of labels that share a name the first one stays, as telemeter-server does it.
+    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) -> Span {
+        if !self.sorted {
+            // By place among equal names, so that the first stays first.
+            self.labels.sort_unstable_by(|&a, &b| (field(out, a).name, a.start).cmp(&(field(out, b).name, b.start)));
+            self.labels.dedup_by(|later, first| field(out, *later).name == field(out, *first).name);
+            let unsorted_end = out.len();
+            for &label in &self.labels {
+                out.extend_from_within(label.start as usize..label.end as usize);
+            }
+            out.drain(self.start..unsorted_end);
+        }
+        Span::new(self.start, out.len())
+    }
+}
+
+#[cfg(feature = "decode")]
+fn field(out: &[u8], span: Span) -> LabelAt<'_> {
+    let nothing = LabelAt { name: &[], value: &[], start: 0, end: 0 };
+    LabelBlock(span.of(out)).at(0).unwrap_or(nothing)
+}
+
+#[cfg(all(test, feature = "decode"))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn block(labels: &[(String, String)]) -> Vec<u8> {
+        let (mut out, mut writer) = (Vec::new(), LabelWriter::default());
+        writer.begin(&out);
+        for (name, value) in labels {
+            writer.push(&mut out, name.as_bytes(), value.as_bytes());
+        }
+        let span = writer.finish(&mut out);
+        assert_eq!(span.len(), out.len());
+        out
+    }
+
+    fn model(labels: &[(String, String)]) -> BTreeMap<String, String> {
+        let mut model = BTreeMap::new();
+        for (name, value) in labels.iter().filter(|(name, value)| !name.is_empty() && !value.is_empty()) {
+            model.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        model
+    }
+
+    proptest! {
+        /// Whatever order, repeats and lengths labels come in, and whatever is done to them: a label set is a sorted map.
+        #[test]
+        fn a_label_set_is_a_sorted_map(
+            labels in prop::collection::vec(("[a-d]{0,2}", prop_oneof!["[x-z]{0,2}", "[é-ü]{100,150}"]), 0..8),
+            edits in prop::collection::vec(("[a-d]{1,2}", prop::option::of("[x-z]{0,200}")), 0..8),
+        ) {
+            let source = block(&labels);
+            let mut model = model(&labels);
+            let mut side = b"another series".to_vec();
+            let mut set = LabelSet { index: 0, source: &source, block: Span::new(0, source.len()), side: &mut side, in_side: false };
+            for (name, value) in edits {
+                match value {
+                    None => prop_assert_eq!(set.remove(&name), model.remove(&name).is_some()),
+                    Some(value) => {
+                        set.set(&name, &value);
+                        model.remove(&name);
+                        if !value.is_empty() {
+                            model.insert(name, value);
+                        }
+                    }
+                }
+                prop_assert_eq!(set.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect::<BTreeMap<_, _>>(), model.clone());
+                prop_assert!(set.iter().is_sorted());
+            }
+            prop_assert!(side.starts_with(b"another series"));
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! How often: a limiter that keeps one number a key, and gives back what a failed attempt took.
+//!
+//! It decides by GCRA, the generic cell rate algorithm of ATM (ITU-T I.371): a key's state is its *arrival time*, the time at
+//! which all that it has taken will be earned back. An attempt pushes that time out by what it costs, and is refused where
+//! this would put it further ahead of now than a whole burst. A key whose arrival time has passed needs no state at all.
+//!
+//! Nothing in here waits, and nothing reads a clock: the caller says what time it is.
+//!
+//! ```
+//! use infogw_layers::rate_limit::{LocalLimiter, Quota, Refused};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), Refused> {
+//! let every_4m30s = Quota::one_per(Duration::from_secs(270)).expect("not zero");
+//! let limiter = LocalLimiter::new();
+//! let cluster = limiter.key(b"upload/6d0a6b5e-2f0c-4d54-a8ba-6f2d1a1f0c4e");
+//!
+//! let start = Duration::ZERO;
+//! let permit = limiter.check(cluster, 1, &every_4m30s, start)?;
+//!
+//! // Too soon: the refusal knows, to the nanosecond, when to come back.
+//! let soon = start + Duration::from_secs(60);
+//! let refused = limiter.check(cluster, 1, &every_4m30s, soon).unwrap_err();
+//! assert_eq!(refused.retry_after(), Some(Duration::from_secs(210)));
+//!
+//! // The attempt came to nothing through no fault of the sender's, so it may have another a minute after it.
+//! assert!(limiter.refund(permit, Duration::from_secs(60)));
+//! limiter.check(cluster, 1, &every_4m30s, soon)?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod quota;
+mod shard;
+
+use std::{
+    array, fmt,
+    hash::{BuildHasher, RandomState},
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{
+        Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+pub use quota::Quota;
+use shard::Shard;
+
+/// How far two callers' readings of one clock may be apart, in nanoseconds. A thread can read the clock and then wait for its
+/// turn: a time behind others by less than this is late, and counts as it is; by more, the clock itself has gone back.
+const LATE: u64 = 1_000_000_000;
+
+/// More shards than cores would ever contend for; each is small enough that to grow or shrink one is no pause.
+const SHARDS: usize = 256;
+
+/// A rate limiter in this process's memory, for any number of keys, each checked against the quota that it is given.
+///
+/// **Memory** is 17 bytes a slot, so 19 to 39 bytes a key. State of keys that went away is given back a little with each
+/// check, whichever keys are checked. There is a bound on the keys remembered, so that callers who can invent keys (peers'
+/// addresses, say) cannot fill the memory: at the bound a new key takes the place of one of those that need remembering
+/// least long, which thereby gets its burst back early.
+///
+/// **Time** is since any fixed start, and should not go backwards. Threads whose readings arrive in another order, up to a
+/// second late, are limited exactly all the same. Should the clock go back further, a key waits no longer than if all of its
+/// burst had just been taken.
+///
+/// Two limits need two limiters, or keys that hold the limit's name: a key has one state, whichever quota it is checked against.
+pub struct LocalLimiter {
+    hasher: RandomState,
+    shards: Box<[Mutex<Shard>; SHARDS]>,
+    shard_max: usize,
+    /// Whose turn it is to be swept.
+    turn: AtomicUsize,
+}
+
+impl LocalLimiter {
+    /// How many keys [`new`](Self::new) remembers at most; that many take 70 MB.
+    pub const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(3_500_000).unwrap();
+
+    /// A limiter that remembers [`MAX_KEYS`](Self::MAX_KEYS) at most.
+    pub fn new() -> Self {
+        Self::with_max_keys(Self::MAX_KEYS)
+    }
+
+    /// A limiter that remembers about `max` keys at most: the bound is kept by each of 256 shards, rounded up.
+    pub fn with_max_keys(max: NonZeroUsize) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            shards: Box::new(array::from_fn(|_| Mutex::default())),
+            shard_max: max.get().div_ceil(SHARDS),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// The key for whatever these bytes name. Only this limiter knows it: each hashes with random keys of its own.
+    pub fn key(&self, bytes: &[u8]) -> Key {
+        Key(self.hasher.hash_one(bytes))
+    }
+
+    /// Takes `cost` out of what `quota` leaves `key` at `now`, all of it or nothing. A cost of 0 is always granted.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Later`] where not enough is left; a refused attempt costs nothing. [`Refused::Never`] where `cost` is above
+    /// the quota's burst.
+    pub fn check(&self, key: Key, cost: u32, quota: &Quota, now: Duration) -> Result<Permit, Refused> {
+        let Some(charge) = quota.charge(cost) else {
+            return Err(Refused::Never { cost, burst: quota.burst() });
+        };
+        let now = nanos(now);
+        let decision = take(&mut self.shard(key), key, charge, quota, now, self.shard_max);
+        self.sweep(now);
+        decision
+    }
+
+    /// Gives back what an attempt took, because it failed through no fault of the caller's. Returns whether that changed
+    /// anything: it does so only while nothing else has been granted to the key since.
+    ///
+    /// So that refunds do not turn an outage into a storm, the next attempt of cost 1 is allowed no sooner than `floor` after
+    /// the refunded one was granted, or when it would have been allowed without the refund, if that is sooner. A quota that
+    /// still allows, or will allow, another attempt within `floor` therefore gives nothing back: with a floor other than zero
+    /// a refund is worth at most one period. A floor of zero gives back everything.
+    pub fn refund(&self, permit: Permit, floor: Duration) -> bool {
+        let key = permit.key;
+        let end = permit.end;
+        let restored = permit.restored(floor);
+        // Compare-and-set. To subtract the cost instead would break the quota: some of it may have been earned back by now.
+        restored < end && self.shard(key).replace(key, end, restored)
+    }
+
+    /// How many keys have state: those that took something not yet earned back, and some that are yet to be swept.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// Whether no key has state.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sweeps a few slots of the next shard in turn, not of the key's own: a handful of busy keys then sweep for all.
+    fn sweep(&self, now: u64) {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % SHARDS;
+        let mut shard = match self.shards[turn].try_lock() {
+            Ok(shard) => shard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // A late caller's time may still be before this arrival time, so those that are only just past stay.
+        shard.sweep(now.saturating_sub(LATE));
+    }
+
+    fn shard(&self, key: Key) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[key.shard()])
+    }
+}
+
+impl Default for LocalLimiter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for LocalLimiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalLimiter").field("max_keys", &(self.shard_max * SHARDS)).finish_non_exhaustive()
+    }
+}
+
+/// The decision itself, on a shard that is locked.
+fn take(shard: &mut Shard, key: Key, charge: u64, quota: &Quota, now: u64, max: usize) -> Result<Permit, Refused> {
+    let whole = quota.whole();
+    let mut debt = shard.arrival(key).map_or(0, |arrival| arrival.saturating_sub(now));
+    if debt > whole.saturating_add(LATE) {
+        // Nobody can have taken that much: the clock went back, or the quota was larger until now.
+        debt = whole;
+    }
+    let before = now.saturating_add(debt);
+    let owed = debt.saturating_add(charge);
+    if charge > 0 && owed > whole {
+        // Nothing new, unless the debt was cut: then the cut must last, or the time we answer would not hold.
+        shard.put(key, before, max);
+        return Err(Refused::Later { retry_after: Duration::from_nanos(owed - whole) });
+    }
+    let end = before.saturating_add(charge);
+    if end > now {
+        shard.put(key, end, max);
+    }
+    Ok(Permit { key, before, end, granted: now, spare: whole - quota.one() })
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    // A panic elsewhere cannot leave a shard half changed in a way that matters: an entry is one number.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nanoseconds, cut at the 292 years that a sum of two still has room for.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(quota::LONGEST)
+}
+
+/// Who is limited: a keyed hash, made by [`LocalLimiter::key`], of the bytes that name them.
+///
+/// It is SipHash with random keys, 64 bits: nobody outside can choose names that collide, and among a million keys any two
+/// collide, and so share a limit, with a chance of 1 in 37 million.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    /// By bits that the table inside uses neither for the slot (the lowest) nor as the slot's tag (the topmost 7).
+    fn shard(self) -> usize {
+        (self.0 >> 40) as usize % SHARDS
+    }
+}
+
+/// An attempt was granted, and what it took. Dropped, that stays taken; [`LocalLimiter::refund`] gives it back.
+///
+/// Not `Clone`, because what was taken once can be given back only once:
+///
+/// ```compile_fail,E0382
+/// # use infogw_layers::rate_limit::{LocalLimiter, Permit};
+/// # use std::time::Duration;
+/// fn twice(limiter: &LocalLimiter, permit: Permit) {
+///     limiter.refund(permit, Duration::ZERO);
+///     limiter.refund(permit, Duration::ZERO);
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use = "keep it for as long as the attempt may need a refund, or drop it to let the attempt count"]
+pub struct Permit {
+    key: Key,
+    /// The key's arrival time without this attempt.
+    before: u64,
+    /// The key's arrival time with it, and what a refund compares: every grant moves it on, so it tells one from the next.
+    end: u64,
+    granted: u64,
+    /// How far ahead of now an arrival time may be that still allows an attempt of cost 1.
+    spare: u64,
+}
+
+impl Permit {
+    /// The arrival time after a refund, which may be past `end`: then there is nothing to give back.
+    fn restored(self, floor: Duration) -> u64 {
+        if floor.is_zero() {
+            return self.before;
+        }
+        self.granted.saturating_add(nanos(floor)).saturating_add(self.spare).max(self.before)
+    }
+}
+
+/// An attempt was not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not yet.
+    #[error("over the rate limit, retry in {retry_after:?}")]
+    Later {
+        /// When to come back, exactly: the same attempt is granted this much later, and not a nanosecond before, if nothing
+        /// else was granted or refunded to the key until then.
+        retry_after: Duration,
+    },
+    /// The attempt costs more than the quota ever has to give.
+    #[error("costs {cost}, which is more than the rate limit allows at once; make it at most {burst}")]
+    Never {
+        /// What was asked for.
+        cost: u32,
+        /// The most that can be.
+        burst: NonZeroU32,
+    },
+}
+
+impl Refused {
+    /// When to come back, where that can help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Later { retry_after } => Some(*retry_after),
+            Self::Never { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::HashSet, panic};
+
+    #[test]
+    fn a_panic_while_a_shard_is_locked_does_not_spread() {
+        let limiter = LocalLimiter::new();
+        for shard in limiter.shards.iter() {
+            let poisoning = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+                let _guard = lock(shard);
+                panic::resume_unwind(Box::new("while locked"));
+            }));
+            assert!(poisoning.is_err() && shard.is_poisoned());
+        }
+        let once = Quota::per_second(NonZeroU32::MIN, NonZeroU32::MIN);
+        for second in 0..1_000 {
+            let now = Duration::from_secs(second);
+            let permit = limiter.check(limiter.key(b"a"), 1, &once, now);
+            assert!(limiter.check(limiter.key(b"a"), 1, &once, now).is_err());
+            assert!(permit.is_ok_and(|permit| limiter.refund(permit, Duration::ZERO)));
+        }
+        assert!(limiter.len() <= 1);
+    }
+
+    /// A shard chosen by bits that also choose the slot leaves most slots of its table empty.
+    #[test]
+    fn keys_spread_over_shards_and_over_the_slots_of_each() {
+        let limiter = LocalLimiter::new();
+        let quota = Quota::per_second(NonZeroU32::MIN, NonZeroU32::MIN);
+        let keys: Vec<Key> = (0..100_000_u32).map(|n| limiter.key(&n.to_be_bytes())).collect();
+        for &key in &keys {
+            assert!(limiter.check(key, 1, &quota, Duration::ZERO).is_ok());
+        }
+        let sizes: Vec<usize> = limiter.shards.iter().map(|shard| lock(shard).len()).collect();
+        assert!(sizes.iter().all(|size| (200..600).contains(size)), "{sizes:?}");
+
+        let of_one = keys.iter().filter(|key| key.shard() == 0);
+        let (low, high): (HashSet<u64>, HashSet<u64>) = of_one.map(|key| (key.0 % 64, key.0 >> 57)).unzip();
+        assert!(low.len() > 56 && high.len() > 100, "{} {}", low.len(), high.len());
+    }
+
+    #[test]
+    fn a_key_takes_less_than_40_bytes() {
+        let limiter = LocalLimiter::new();
+        let quota = Quota::per_second(NonZeroU32::MIN, NonZeroU32::MIN);
+        // Just more than fit a quarter of a million slots, so that the tables are as empty as they get.
+        for n in 0..250_000_u32 {
+            assert!(limiter.check(limiter.key(&n.to_be_bytes()), 1, &quota, Duration::ZERO).is_ok());
+        }
+        let bytes: usize = limiter.shards.iter().map(|shard| lock(shard).allocated()).sum();
+        assert!(bytes < 40 * limiter.len(), "{bytes} bytes for {} keys", limiter.len());
+    }
+}

@@ -1,0 +1,377 @@
+//! What the gateway counts, under the names that telemeter-server's dashboards and alerts query.
+
+use std::{sync::OnceLock, time::Duration};
+
+use http::{HeaderMap, Method, StatusCode, header};
+use infogw_layers::{
+    authorize::cache::CacheRead,
+    enforce::Enforced,
+    observe::{Exchange, Observe},
+    rejection::{Reason, Rejection},
+    translate::Translated,
+};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, ProtobufEncoder,
+    Registry, TEXT_FORMAT, TextEncoder, core::Collector,
+};
+
+use crate::forward::Forwarded;
+
+/// Every metric, registered. There is one of these in a process, and it lives as long.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    size: HistogramVec,
+    rejections: IntCounterVec,
+    client_requests: IntCounterVec,
+    cache_reads: IntCounterVec,
+    cache_writes: IntCounterVec,
+    forwarded: IntCounterVec,
+    size_limited: IntCounter,
+    missing_labels: IntCounter,
+    foreign_series: IntCounter,
+    processed: IntCounter,
+    dropped: IntCounterVec,
+    v1_samples: IntCounter,
+    v1_forwarded: IntCounterVec,
+    v1_duration: HistogramVec,
+    tenses: IntCounterVec,
+}
+
+/// `prometheus.DefBuckets` of the Go client.
+const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BYTES: &[f64] = &[1024.0, 8192.0, 65536.0, 262_144.0, 524_288.0, 1_048_576.0, 2_097_152.0];
+
+impl Metrics {
+    /// Registers them all.
+    ///
+    /// # Errors
+    /// If two metrics share a name, which no configuration brings about.
+    pub fn new() -> Result<&'static Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
+        let histograms = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
+        };
+        let by_handler = ["code", "handler", "method"];
+        let metrics = Metrics {
+            requests: counters("http_requests_total", "Tracks the number of HTTP requests.", &by_handler)?,
+            duration: histograms(
+                "http_request_duration_seconds",
+                "Tracks the latencies for HTTP requests.",
+                SECONDS,
+                &by_handler,
+            )?,
+            size: histograms("http_request_size_bytes", "Tracks the size of HTTP requests.", BYTES, &by_handler)?,
+            rejections: counters(
+                "infogw_rejections_total",
+                "Requests refused, by route and reason.",
+                &["route", "reason"],
+            )?,
+            client_requests: counters(
+                "client_api_requests_total",
+                "A counter for requests from the wrapped client.",
+                &["client", "code", "method"],
+            )?,
+            cache_reads: counters("cache_reads_total", "Reads of the authorization cache: hit or miss.", &["result"])?,
+            cache_writes: counters("cache_writes_total", "Writes to the authorization cache.", &["result"])?,
+            forwarded: counters(
+                "telemeter_forward_requests_total",
+                "The number of forwarded remote-write requests.",
+                &["result"],
+            )?,
+            size_limited: counter(
+                "telemeter_receive_size_limited_total",
+                "The number of remote write requests dropped due to body size.",
+            )?,
+            missing_labels: counter(
+                "telemeter_receive_request_missing_labels_total",
+                "The number of remote write requests with series that lack the cluster label.",
+            )?,
+            foreign_series: counter(
+                "infogw_receive_foreign_series_total",
+                "The number of received series that carry another cluster's label, refused or only counted.",
+            )?,
+            processed: counter(
+                "telemeter_receive_series_processed_total",
+                "The total number of series processed by receive.",
+            )?,
+            dropped: counters(
+                "infogw_series_dropped_total",
+                "The number of series that the allowlist dropped.",
+                &["route"],
+            )?,
+            v1_samples: counter(
+                "telemeter_v1_forward_samples_total",
+                "Total number of samples forwarded from uploads.",
+            )?,
+            v1_forwarded: counters(
+                "telemeter_v1_forward_requests_total",
+                "Total number of forwarded uploads.",
+                &["result"],
+            )?,
+            v1_duration: histograms(
+                "telemeter_v1_forward_request_duration_seconds",
+                "Tracks the duration of the forwarding requests.",
+                SECONDS,
+                &["status_code"],
+            )?,
+            tenses: counters(
+                "telemeter_overwritten_timestamps_total",
+                "Number of timestamps that were in the past, present or future.",
+                &["tense"],
+            )?,
+            registry: registry.clone(),
+        };
+        let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        register(&registry, build)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.start_at_zero();
+        Ok(Box::leak(Box::new(metrics)))
+    }
+
+    /// A rate over a counter that appears with its first event misses that event.
+    fn start_at_zero(&self) {
+        for result in ["success", "error"] {
+            self.forwarded.with_label_values(&[result]);
+            self.v1_forwarded.with_label_values(&[result]);
+            self.cache_writes.with_label_values(&[result]);
+        }
+        for tense in ["past", "present", "future"] {
+            self.tenses.with_label_values(&[tense]);
+        }
+        for result in ["hit", "miss"] {
+            self.cache_reads.with_label_values(&[result]);
+        }
+        for route in ["upload", "receive"] {
+            self.dropped.with_label_values(&[route]);
+        }
+    }
+
+    /// All metrics in the format that `headers` accept, text 0.0.4 unless they ask for delimited protobuf, with its content type.
+    ///
+    /// # Errors
+    /// If a metric does not encode.
+    pub fn expose(&self, headers: &HeaderMap) -> Result<(&'static str, Vec<u8>), prometheus::Error> {
+        let families = self.registry.gather();
+        let mut body = Vec::with_capacity(32 * 1024);
+        if accepts_protobuf(headers) {
+            ProtobufEncoder::new().encode(&families, &mut body)?;
+            return Ok((prometheus::PROTOBUF_FORMAT, body));
+        }
+        TextEncoder::new().encode(&families, &mut body)?;
+        Ok((TEXT_FORMAT, body))
+    }
+
+    /// Handles for one route's requests.
+    pub fn handler(&'static self, name: &'static str) -> Handler {
+        let rejections = Reason::ALL.iter().map(|reason| self.rejections.with_label_values(&[name, reason.as_str()]));
+        let route = Route {
+            name,
+            metrics: self,
+            posts: (100..600).map(|_| OnceLock::new()).collect(),
+            rejections: rejections.collect(),
+            dropped: self.dropped.with_label_values(&[name]),
+        };
+        Handler(Box::leak(Box::new(route)))
+    }
+
+    /// Handles for the requests of one of our clients.
+    pub fn client(&'static self, name: &'static str, verbose: bool) -> ClientRequests {
+        ClientRequests { name, requests: &self.client_requests, verbose }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// Prometheus before 3 always lists text too; the first range that names delimited protobuf decides.
+fn accepts_protobuf(headers: &HeaderMap) -> bool {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accept.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let wanted = parts.next() == Some("application/vnd.google.protobuf");
+        let (mut delimited, mut refused) = (true, false);
+        for part in parts {
+            match part.split_once('=') {
+                Some(("encoding", encoding)) => delimited = encoding == "delimited",
+                Some(("proto", proto)) => delimited &= proto == "io.prometheus.client.MetricFamily",
+                Some(("q", q)) => refused = q.parse() == Ok(0.0),
+                _ => {}
+            }
+        }
+        wanted && delimited && !refused
+    })
+}
+
+/// One route's handles. They are looked up once: by status for the method that all real requests have.
+#[derive(Debug, Clone, Copy)]
+pub struct Handler(&'static Route);
+
+#[derive(Debug)]
+struct Route {
+    name: &'static str,
+    metrics: &'static Metrics,
+    posts: Box<[OnceLock<Exchanges>]>,
+    rejections: Box<[IntCounter]>,
+    dropped: IntCounter,
+}
+
+#[derive(Debug)]
+struct Exchanges {
+    requests: IntCounter,
+    duration: Histogram,
+    size: Histogram,
+}
+
+impl Route {
+    fn resolve(&self, status: StatusCode, method: &str) -> Exchanges {
+        let labels = [status.as_str(), self.name, method];
+        Exchanges {
+            requests: self.metrics.requests.with_label_values(&labels),
+            duration: self.metrics.duration.with_label_values(&labels),
+            size: self.metrics.size.with_label_values(&labels),
+        }
+    }
+
+    fn is_receive(&self) -> bool {
+        self.name == "receive"
+    }
+}
+
+impl Exchanges {
+    fn add(&self, elapsed: Duration, bytes: u64) {
+        self.requests.inc();
+        self.duration.observe(elapsed.as_secs_f64());
+        self.size.observe(bytes as f64);
+    }
+}
+
+impl Observe<Exchange<'_>> for Handler {
+    fn observe(&self, exchange: &Exchange<'_>) {
+        let Exchange { method, uri, status, elapsed, request_bytes } = exchange;
+        let slot = self.0.posts.get(usize::from(status.as_u16()) - 100).filter(|_| *method == Method::POST);
+        match slot {
+            Some(slot) => slot.get_or_init(|| self.0.resolve(*status, "post")).add(*elapsed, *request_bytes),
+            None => self.0.resolve(*status, known_method(method)).add(*elapsed, *request_bytes),
+        }
+        tracing::info!(method = %method, path = uri.path(), status = status.as_u16(), duration = ?elapsed, "request log");
+    }
+}
+
+/// Lower case, and from a closed list: a method is a label that clients choose.
+fn known_method(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "get",
+        "HEAD" => "head",
+        "POST" => "post",
+        "PUT" => "put",
+        "DELETE" => "delete",
+        "PATCH" => "patch",
+        "OPTIONS" => "options",
+        _ => "unknown",
+    }
+}
+
+impl Observe<Rejection> for Handler {
+    fn observe(&self, rejection: &Rejection) {
+        let reason = rejection.reason();
+        if let Some(counter) = self.0.rejections.get(reason as usize) {
+            counter.inc();
+        }
+        if reason == Reason::TooLarge && self.0.is_receive() {
+            self.0.metrics.size_limited.inc();
+        }
+        let status = rejection.status().as_u16();
+        if rejection.status().is_server_error() {
+            tracing::warn!(route = self.0.name, %reason, status, detail = rejection.detail(), "request failed");
+        } else {
+            tracing::debug!(route = self.0.name, %reason, status, detail = rejection.detail(), "request refused");
+        }
+    }
+}
+
+impl Observe<Enforced<'_>> for Handler {
+    fn observe(&self, enforced: &Enforced<'_>) {
+        self.0.dropped.inc_by(enforced.dropped as u64);
+        if !self.0.is_receive() {
+            return;
+        }
+        self.0.metrics.processed.inc_by(enforced.kept as u64);
+        self.0.metrics.foreign_series.inc_by(enforced.foreign as u64);
+        if enforced.missing > 0 {
+            self.0.metrics.missing_labels.inc();
+        }
+        if enforced.foreign > 0 {
+            tracing::warn!(cluster = enforced.cluster.as_str(), series = enforced.foreign, "series of another cluster");
+        }
+    }
+}
+
+impl Observe<Translated> for Handler {
+    fn observe(&self, translated: &Translated) {
+        let Translated { past, present, future } = *translated;
+        for (tense, count) in [("past", past), ("present", present), ("future", future)] {
+            if count > 0 {
+                self.0.metrics.tenses.with_label_values(&[tense]).inc_by(count);
+            }
+        }
+    }
+}
+
+impl Observe<CacheRead> for Handler {
+    fn observe(&self, read: &CacheRead) {
+        let metrics = self.0.metrics;
+        match read {
+            CacheRead::Hit => metrics.cache_reads.with_label_values(&["hit"]).inc(),
+            CacheRead::Miss => metrics.cache_reads.with_label_values(&["miss"]).inc(),
+        }
+    }
+}
+
+impl Observe<Forwarded> for Handler {
+    fn observe(&self, forwarded: &Forwarded) {
+        let metrics = self.0.metrics;
+        let done = forwarded.status.is_some_and(|status| status.is_success());
+        let result = if done { "success" } else { "error" };
+        if self.0.is_receive() {
+            metrics.forwarded.with_label_values(&[result]).inc();
+            return;
+        }
+        metrics.v1_forwarded.with_label_values(&[result]).inc();
+        if let Some(status) = forwarded.status {
+            metrics.v1_duration.with_label_values(&[status.as_str()]).observe(forwarded.elapsed.as_secs_f64());
+        }
+        if done {
+            metrics.v1_samples.inc_by(forwarded.samples);
+        }
+    }
+}
+
+/// Counts what one of our clients was answered, and logs it if asked to.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientRequests {
+    name: &'static str,
+    requests: &'static IntCounterVec,
+    verbose: bool,
+}
+
+impl Observe<Exchange<'_>> for ClientRequests {
+    fn observe(&self, exchange: &Exchange<'_>) {
+        let code = exchange.status.as_str();
+        self.requests.with_label_values(&[self.name, code, known_method(exchange.method)]).inc();
+        if self.verbose {
+            let Exchange { method, uri, status, elapsed, .. } = exchange;
+            let (host, path) = (uri.host().unwrap_or_default(), uri.path());
+            tracing::debug!(client = self.name, %method, host, path, status = status.as_u16(), duration = ?elapsed, "outgoing request");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The internal listener: health and metrics. Its health and path list are on the public one, too.
+
+pub mod metrics;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use infogw_layers::{
+    rejection::{Reason, Rejection},
+    respond::answer,
+};
+
+use metrics::Metrics;
+
+/// Whether new requests are welcome. It depends on this process alone, never on authorizer or upstream.
+#[derive(Debug, Clone)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Readiness(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+impl Readiness {
+    /// From now on `/healthz/ready` answers 503.
+    pub fn end(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The paths of the public listener.
+pub const PUBLIC_PATHS: &[&str] = &["/", "/authorize", "/upload", "/healthz", "/healthz/ready", "/metrics/v1/receive"];
+const INTERNAL_PATHS: &[&str] = &["/", "/metrics", "/healthz", "/healthz/ready"];
+
+/// What the internal listener answers.
+pub fn internal<B>(request: &Request<B>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
+    match request.uri().path() {
+        "/metrics" => reading(request, || match metrics.expose(request.headers()) {
+            Ok((content_type, body)) => with_type(content_type, body),
+            Err(_) => answer(&Rejection::internal("the metrics could not be encoded")),
+        }),
+        _ => common(request, readiness, INTERNAL_PATHS),
+    }
+}
+
+/// What both listeners answer: health, the list of `paths`, and 404.
+pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) -> Response<Full<Bytes>> {
+    match request.uri().path() {
+        "/healthz" => reading(request, || with_type("text/plain; charset=utf-8", "ok")),
+        "/healthz/ready" => reading(request, || {
+            if readiness.0.load(Ordering::Relaxed) {
+                with_type("text/plain; charset=utf-8", "ok")
+            } else {
+                answer(&Rejection::new(Reason::Overloaded, "shutting down"))
+            }
+        }),
+        "/" => reading(request, || {
+            let list = serde_json::json!({ "paths": paths });
+            with_type("application/json", format!("{list:#}"))
+        }),
+        _ => {
+            let mut response = with_type("text/plain; charset=utf-8", "404 page not found; `GET /` lists the paths\n");
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            response
+        }
+    }
+}
+
+/// Only to be read.
+fn reading<B>(request: &Request<B>, respond: impl FnOnce() -> Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return respond();
+    }
+    let rejection = Rejection::new(Reason::Method, "only GET and HEAD are taken here");
+    answer(&rejection.with_header(header::ALLOW, HeaderValue::from_static("GET, HEAD")))
+}
+
+fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

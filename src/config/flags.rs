@@ -1,0 +1,135 @@
+//! The command line as it is written, before it means anything.
+
+use clap::{Args, Parser, Subcommand};
+
+/// A gateway for pushed metrics, in telemeter-server's place.
+///
+/// Authorizes clusters, limits how often they write, checks and filters what they send, and forwards it as remote write.
+#[derive(Debug, Parser)]
+#[command(name = "infogw-proxy", version, args_conflicts_with_subcommands = true, args_override_self = true)]
+pub struct CommandLine {
+    /// What else it can do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What the gateway shall be like.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What it can do besides being a gateway.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Command {
+    /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
+    Dev,
+}
+
+/// Flags of the gateway. An empty value is the same as none; a flag that takes one value takes the last one given.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Listeners")]
+pub struct Flags {
+    /// Public address [default: 0.0.0.0:9003].
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Address for health and metrics [default: localhost:9004].
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen_internal: Option<String>,
+
+    /// The authorizer: UHC's cluster registrations.
+    #[arg(long, value_name = "URL", help_heading = "Identity")]
+    pub authorize: Option<String>,
+    /// Take any token of any cluster instead of asking an authorizer. For tests only.
+    #[arg(long, help_heading = "Identity")]
+    pub insecure_accept_any_token: bool,
+    /// Private key that signs the issued tokens, PEM or DER: PKCS#1, PKCS#8 or SEC1; RSA, P-256, P-384 or P-521 [default: a
+    /// generated P-256 key, so that tokens end with this process].
+    #[arg(long, value_name = "FILE", help_heading = "Identity")]
+    pub shared_key: Option<String>,
+    /// Life of an issued token [default: 86400].
+    #[arg(long, value_name = "SECONDS", help_heading = "Identity")]
+    pub token_expire_seconds: Option<String>,
+    /// Label that carries the cluster id [default: _id].
+    #[arg(long, value_name = "NAME", help_heading = "Identity")]
+    pub partition_label: Option<String>,
+    /// Key in the composite token whose value names the tenant in logs.
+    #[arg(long, value_name = "KEY", help_heading = "Identity")]
+    pub tenant_key: Option<String>,
+
+    /// Where remote-write requests go: a receive endpoint.
+    #[arg(long, value_name = "URL", help_heading = "Upstream")]
+    pub forward_url: Option<String>,
+    /// THANOS-TENANT of forwarded uploads [default: FB870BF3-9F3A-44FF-9BF7-D7A047A52F43].
+    #[arg(long, value_name = "TENANT", help_heading = "Upstream")]
+    pub tenant_id: Option<String>,
+    /// THANOS-TENANT of forwarded remote-write requests; none unless given.
+    #[arg(long, value_name = "TENANT", help_heading = "Upstream")]
+    pub receive_tenant_id: Option<String>,
+
+    /// PromQL selector of series to let pass, such as {__name__="up"}; repeatable. Without any, all pass.
+    #[arg(long, value_name = "RULE", help_heading = "Policy", allow_hyphen_values = true)]
+    pub whitelist: Vec<String>,
+    /// File with a selector a line; repeatable. Read again on SIGHUP.
+    #[arg(long, value_name = "FILE", help_heading = "Policy")]
+    pub whitelist_file: Vec<String>,
+    /// Label to set on uploaded series, name=value; repeatable, comma-separated.
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
+    pub label: Vec<String>,
+    /// Label to remove from uploaded series; repeatable.
+    #[arg(long, value_name = "NAME", help_heading = "Policy")]
+    pub elide_label: Vec<String>,
+    /// Label to set on series received by remote write, name=value; repeatable, comma-separated.
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
+    pub receive_label: Vec<String>,
+    /// Label to remove from series received by remote write; repeatable.
+    #[arg(long, value_name = "NAME", help_heading = "Policy")]
+    pub receive_elide_label: Vec<String>,
+    /// Label that goes into issued tokens and so must be on uploaded series, name=value; repeatable, comma-separated.
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
+    pub required_label: Vec<String>,
+    /// What happens to a received series with another cluster's label: enforce, count or off [default: enforce].
+    #[arg(long, value_name = "MODE", help_heading = "Policy")]
+    pub cluster_label_check: Option<String>,
+    /// File that lists clusters which may write for others, a line each: `cluster: [cluster, ...]`. Read again on SIGHUP.
+    #[arg(long, value_name = "FILE", help_heading = "Policy")]
+    pub cluster_delegations_file: Option<String>,
+
+    /// One upload per cluster in this time; 0 turns it off [default: 4m30s].
+    #[arg(long, value_name = "DURATION", help_heading = "Limits")]
+    pub ratelimit: Option<String>,
+    /// Largest upload, decoded; 0 is unlimited [default: 512000].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_bytes: Option<String>,
+    /// Largest remote-write request, on the wire; 0 is unlimited [default: 131072].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_receive_bytes: Option<String>,
+    /// Largest remote-write request, decoded; 0 is unlimited [default: 16777216].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_receive_decoded_bytes: Option<String>,
+    /// Most series in a request; 0 is unlimited [default: 20000].
+    #[arg(long, value_name = "SERIES", help_heading = "Limits")]
+    pub limit_series: Option<String>,
+    /// Most labels of a series, its name among them; 0 is unlimited [default: 128].
+    #[arg(long, value_name = "LABELS", help_heading = "Limits")]
+    pub limit_labels: Option<String>,
+    /// Longest label name of an uploaded series; 0 is unlimited [default: 255].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_label_name_bytes: Option<String>,
+    /// Longest label value, and metric name, of an uploaded series; 0 is unlimited [default: 255].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_label_value_bytes: Option<String>,
+    /// Longest label name of a received series; 0 is unlimited [default: 0].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_receive_label_name_bytes: Option<String>,
+    /// Longest label value of a received series; 0 is unlimited [default: 0].
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub limit_receive_label_value_bytes: Option<String>,
+    /// Most requests at work at once, each route by itself; past it they are refused with 503 [default: 1024].
+    #[arg(long, value_name = "REQUESTS", help_heading = "Limits")]
+    pub limit_in_flight: Option<String>,
+
+    /// debug, info, warn or error [default: info].
+    #[arg(long, value_name = "LEVEL", help_heading = "Logs")]
+    pub log_level: Option<String>,
+    /// Log outgoing requests at debug, without bodies or credentials.
+    #[arg(short, long, help_heading = "Logs")]
+    pub verbose: bool,
+}

@@ -1,0 +1,135 @@
+//! The label rules: from flags and files, and in force.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use infogw_layers::{
+    authorize::Identity,
+    enforce::{ClusterLabelCheck, LabelPolicy, LivePolicy, OnOffence, selector::Selector},
+};
+
+use super::{ConfigError, Delegations};
+
+/// Where the label rules come from.
+#[derive(Debug, Clone)]
+pub struct RuleSources {
+    pub(super) partition_label: String,
+    pub(super) whitelist: Vec<Selector>,
+    pub(super) whitelist_files: Vec<PathBuf>,
+    pub(super) upload: Relabel,
+    pub(super) receive: Relabel,
+    pub(super) check: ClusterLabelCheck,
+    pub(super) delegations_file: Option<PathBuf>,
+}
+
+/// Labels to set and to remove.
+#[derive(Debug, Clone)]
+pub(super) struct Relabel {
+    pub(super) set: Vec<(String, String)>,
+    pub(super) elide: Vec<String>,
+}
+
+/// The label rules of one moment.
+#[derive(Debug)]
+pub struct Rules {
+    /// For `/upload`.
+    pub upload: LabelPolicy,
+    /// For `/metrics/v1/receive`.
+    pub receive: LabelPolicy,
+    /// Clusters that may write for others.
+    pub delegations: Delegations,
+    /// Selectors in the allowlist.
+    pub selectors: usize,
+}
+
+impl RuleSources {
+    /// Reads the files and puts the rules together.
+    ///
+    /// # Errors
+    /// The first file that cannot be read or rule that does not parse, with file and line.
+    pub fn read(&self) -> Result<Rules, ConfigError> {
+        let mut selectors = self.whitelist.clone();
+        for path in &self.whitelist_files {
+            let shown = path.display();
+            let text = read_text("--whitelist-file", path)?;
+            for (index, line) in text.lines().enumerate().map(|(index, line)| (index, line.trim())) {
+                if !line.is_empty() && !line.starts_with('#') {
+                    let selector = line.parse();
+                    selectors.push(selector.map_err(|error| ConfigError(format!("{shown}:{}: {error}", index + 1)))?);
+                }
+            }
+        }
+        let count = selectors.len();
+        let policy = |relabel: &Relabel| -> Result<LabelPolicy, ConfigError> {
+            let policy = LabelPolicy::new(self.partition_label.as_str()).allow(selectors.iter().cloned());
+            let policy = policy.map_err(|error| ConfigError(format!("--whitelist: {error}")))?;
+            Ok(policy
+                .set(relabel.set.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+                .elide(relabel.elide.iter().map(String::as_str)))
+        };
+        let delegations = match &self.delegations_file {
+            None => Delegations::default(),
+            Some(path) => {
+                let text = read_text("--cluster-delegations-file", path)?;
+                text.parse().map_err(|error| ConfigError(format!("{}:{error}", path.display())))?
+            }
+        };
+        Ok(Rules {
+            upload: policy(&self.upload)?.on_offence(OnOffence::RefuseRequest),
+            receive: policy(&self.receive)?.on_offence(OnOffence::RefuseSeries).check(self.check),
+            delegations,
+            selectors: count,
+        })
+    }
+}
+
+/// The rules in force. SIGHUP replaces them; a request ends under those it began with. Clones share them.
+#[derive(Debug, Clone)]
+pub struct LiveRules {
+    /// For `/upload`.
+    pub upload: LivePolicy,
+    /// For `/metrics/v1/receive`.
+    pub receive: LivePolicy,
+    delegations: Arc<ArcSwap<Delegations>>,
+    selectors: Arc<AtomicUsize>,
+}
+
+impl LiveRules {
+    /// Starts with `rules`.
+    pub fn new(rules: Rules) -> Self {
+        LiveRules {
+            upload: rules.upload.into(),
+            receive: rules.receive.into(),
+            delegations: Arc::new(ArcSwap::from_pointee(rules.delegations)),
+            selectors: Arc::new(rules.selectors.into()),
+        }
+    }
+
+    /// Puts `rules` in force.
+    pub fn replace(&self, rules: Rules) {
+        self.upload.replace(rules.upload);
+        self.receive.replace(rules.receive);
+        self.delegations.store(Arc::new(rules.delegations));
+        self.selectors.store(rules.selectors, Ordering::Relaxed);
+    }
+
+    /// Selectors in the allowlist. With none, every series passes.
+    pub fn selectors(&self) -> usize {
+        self.selectors.load(Ordering::Relaxed)
+    }
+
+    /// The identity with what it may write besides its own series.
+    pub fn delegate(&self, identity: Arc<Identity>) -> Arc<Identity> {
+        self.delegations.load().apply(identity)
+    }
+}
+
+fn read_text(flag: &str, path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{flag}: {}: {error}", path.display())))
+}

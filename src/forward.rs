@@ -1,0 +1,199 @@
+//! The leaf of both stacks: to the receive endpoint.
+//!
+//! What the upstream says of the *data* is the sender's and is passed on; what it says of our credentials, our URL or the one
+//! tenant we all share is ours, and so a 5xx that makes the sender come back.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use infogw_layers::{
+    describe::{Describe, Row},
+    encode::Encoded,
+    observe::Observe,
+    rejection::{BoxError, Reason, Rejection},
+};
+use tower::{Service, ServiceExt};
+
+/// How long the upstream has for its answer: telemeter-server's time.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How much of an answer is read, in bytes. The reason stands in its first line.
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// The longest `Retry-After` that is passed on.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// Forwards encoded write requests over the HTTP client `C`.
+#[derive(Debug, Clone)]
+pub struct Forward<C, O> {
+    client: C,
+    uri: Uri,
+    tenant: Option<HeaderValue>,
+    success: Success,
+    observer: O,
+}
+
+/// What the sender hears of a success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Success {
+    /// 200, as telemeter's clients expect.
+    Ok,
+    /// The upstream's own 2xx.
+    AsUpstream,
+}
+
+/// One attempt to forward.
+#[derive(Debug, Clone, Copy)]
+pub struct Forwarded {
+    /// The upstream's status, unless it did not answer.
+    pub status: Option<StatusCode>,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Samples in the request.
+    pub samples: u64,
+}
+
+impl<C, O> Forward<C, O> {
+    /// Forwards to `uri` through `client`, with `THANOS-TENANT` if there is a tenant.
+    pub fn new(client: C, uri: Uri, tenant: Option<HeaderValue>, success: Success, observer: O) -> Self {
+        Forward { client, uri, tenant, success, observer }
+    }
+}
+
+impl<C, O, B> Service<Request<Full<Bytes>>> for Forward<C, O>
+where
+    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + 'static,
+    C::Future: Send,
+    C::Error: Into<BoxError>,
+    O: Observe<Forwarded> + Clone + Send + Sync + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Rejection;
+    /// Boxed: there is one for each request over the network.
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Rejection>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        let samples = request.extensions().get::<Encoded>().map_or(0, |encoded| encoded.samples);
+        let request = self.outgoing(request);
+        let answering = self.client.clone().oneshot(request);
+        let (observer, success) = (self.observer.clone(), self.success);
+        Box::pin(async move {
+            let started = Instant::now();
+            let answer = tokio::time::timeout(DEADLINE, async {
+                let (head, body) = answering.await.map_err(|_| Unanswered::Unreachable)?.into_parts();
+                // A success is one whatever follows; a reason that breaks off is none.
+                let body = Limited::new(body, LONGEST_ANSWER).collect().await.map(|body| body.to_bytes());
+                Ok((head.status, head.headers, body.unwrap_or_default()))
+            });
+            let answer = answer.await.unwrap_or(Err(Unanswered::Late));
+            let status = answer.as_ref().ok().map(|(status, ..)| *status);
+            observer.observe(&Forwarded { status, elapsed: started.elapsed(), samples });
+            let (status, headers, body) = answer?;
+            judge(status, &headers, &body)?;
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = if success == Success::Ok { StatusCode::OK } else { status };
+            Ok(response)
+        })
+    }
+}
+
+impl<C, O> Forward<C, O> {
+    /// The headers are `EncodeLayer`'s: nothing of the sender's goes upstream.
+    fn outgoing(&self, request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = head.headers;
+        let agent = HeaderValue::from_static(concat!("infogw-proxy/", env!("CARGO_PKG_VERSION")));
+        request.headers_mut().insert(header::USER_AGENT, agent);
+        if let Some(tenant) = &self.tenant {
+            request.headers_mut().insert(HeaderName::from_static("thanos-tenant"), tenant.clone());
+        }
+        request
+    }
+}
+
+impl<C, O> Describe<Request<Full<Bytes>>> for Forward<C, O> {
+    fn describe(rows: &mut Vec<Row>) {
+        let reasons = &[
+            Reason::UpstreamRefused,
+            Reason::UpstreamMisconfigured,
+            Reason::UpstreamUnavailable,
+            Reason::UpstreamUnreachable,
+            Reason::UpstreamTimeout,
+        ];
+        rows.push(Row::new::<Request<Full<Bytes>>>("Forward", reasons));
+    }
+}
+
+/// No answer.
+#[derive(Debug, Clone, Copy)]
+enum Unanswered {
+    Unreachable,
+    Late,
+}
+
+impl From<Unanswered> for Rejection {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Unreachable => {
+                Rejection::new(Reason::UpstreamUnreachable, "the upstream cannot be reached; send this again later")
+            }
+            Unanswered::Late => {
+                Rejection::new(Reason::UpstreamTimeout, "the upstream did not answer in time; send this again later")
+            }
+        }
+    }
+}
+
+/// Whether the upstream took the data, and whose fault it is if not.
+fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rejection> {
+    match status.as_u16() {
+        200..300 => Ok(()),
+        400 | 409 | 413 | 422 => {
+            let detail = format!("the upstream refused this: {}", first_line(body));
+            Err(Rejection::new(Reason::UpstreamRefused, detail).with_status(status))
+        }
+        429 | 500.. => {
+            let detail = format!("the upstream answered {}; send this again later", status.as_u16());
+            let rejection = Rejection::new(Reason::UpstreamUnavailable, detail);
+            Err(match retry_after(headers) {
+                Some(wait) => rejection.retry_after(wait),
+                None => rejection,
+            })
+        }
+        code => {
+            let detail = format!("the upstream answered {code} to this gateway; send this again later");
+            Err(Rejection::new(Reason::UpstreamMisconfigured, detail).retry_after(Duration::from_secs(30)))
+        }
+    }
+}
+
+/// At most 512 characters of the reason.
+fn first_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body.get(..2048).unwrap_or(body)).into_owned();
+    text.trim_start().lines().next().unwrap_or_default().chars().take(512).collect()
+}
+
+/// Seconds or an HTTP date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_WAIT))
+}

@@ -1,0 +1,119 @@
+//! A gateway's life: bind, serve, reload, drain.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    admin::{self, Readiness, metrics::Metrics},
+    client,
+    config::{Authorizer, Config},
+    route::Router,
+    server,
+};
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be had.
+    #[error("{flag}: {error}")]
+    Bind {
+        /// Which flag names it.
+        flag: &'static str,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// Something that the process needs is not there.
+    #[error("{0}")]
+    Environment(String),
+}
+
+/// A gateway that is bound but does not serve yet.
+#[derive(Debug)]
+pub struct Gateway {
+    router: Router,
+    public: TcpListener,
+    internal: TcpListener,
+    readiness: Readiness,
+    metrics: &'static Metrics,
+}
+
+impl Gateway {
+    /// Builds the stacks and binds both listeners.
+    ///
+    /// # Errors
+    /// [`StartError`]. Authorizer and upstream need not be up.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let metrics = Metrics::new().map_err(|error| StartError::Environment(error.to_string()))?;
+        let client = client::client(config.needs_tls()).map_err(StartError::Environment)?;
+        let readiness = Readiness::default();
+        Ok(Gateway {
+            router: Router::new(config, metrics, &client, readiness.clone()),
+            public: bind("--listen", &config.listen).await?,
+            internal: bind("--listen-internal", &config.listen_internal).await?,
+            readiness,
+            metrics,
+        })
+    }
+
+    /// Where the public listener is.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn public_address(&self) -> io::Result<SocketAddr> {
+        self.public.local_addr()
+    }
+
+    /// Where the internal listener is.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn internal_address(&self) -> io::Result<SocketAddr> {
+        self.internal.local_addr()
+    }
+
+    /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
+    pub async fn serve(self, mut stop: watch::Receiver<bool>) {
+        let Gateway { router, public, internal, readiness, metrics } = self;
+        let (stop_internal, internal_stopped) = watch::channel(false);
+        let ready = readiness.clone();
+        let internal = tokio::spawn(server::serve(internal, internal_stopped, move |request| {
+            let response = admin::internal(&request, &ready, metrics);
+            async move { response }
+        }));
+        let public = tokio::spawn(server::serve(public, stop.clone(), move |request| router.clone().answer(request)));
+        server::told(&mut stop).await;
+        readiness.end();
+        let _ = public.await;
+        let _ = stop_internal.send(true);
+        let _ = internal.await;
+    }
+}
+
+/// Says what a reader of the log must know about this configuration.
+pub fn warn_about(config: &Config) {
+    if config.rules.selectors() == 0 {
+        tracing::warn!("no --whitelist or --whitelist-file: every series passes");
+    }
+    if config.authorizer == Authorizer::AcceptAny {
+        tracing::warn!("--insecure-accept-any-token: anyone gets in as any cluster");
+    }
+    if !config.key_is_shared {
+        tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
+    }
+}
+
+/// Reads the rules again and puts them in force; on a fault the old ones stay.
+pub fn reload(config: &Config) {
+    match config.rule_sources.read() {
+        Ok(rules) => {
+            config.rules.replace(rules);
+            tracing::info!(selectors = config.rules.selectors(), "reloaded the label rules");
+        }
+        Err(error) => tracing::error!(%error, "the label rules were not reloaded; the old ones stay"),
+    }
+}
+
+async fn bind(flag: &'static str, addresses: &[SocketAddr]) -> Result<TcpListener, StartError> {
+    server::bind(addresses).await.map_err(|error| StartError::Bind { flag, error })
+}

@@ -1,0 +1,84 @@
+//! Logs as telemeter-server writes them: logfmt on stderr, `msg` and then fields, so that what people grep for stays.
+
+use std::fmt::{self, Write as _};
+
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    registry::LookupSpan,
+};
+
+/// Begins to log, from `level` up. Only the first call of a process counts.
+pub fn init(level: Level) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::from_level(level))
+        .with_writer(std::io::stderr)
+        .event_format(Logfmt)
+        .finish();
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+struct Logfmt;
+
+impl<S, N> FormatEvent<S, N> for Logfmt
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warn",
+            Level::INFO => "info",
+            Level::DEBUG => "debug",
+            Level::TRACE => "trace",
+        };
+        let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
+        write!(out, "level={level} ts={now}")?;
+        let mut fields = Fields { message: String::new(), rest: String::new() };
+        event.record(&mut fields);
+        writeln!(out, " msg={}{}", always_quoted(&fields.message), fields.rest)
+    }
+}
+
+/// The message goes first.
+struct Fields {
+    message: String,
+    rest: String,
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.message.push_str(value);
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(self.rest, " {}={}", field.name(), quoted(value));
+        }
+    }
+}
+
+fn quoted(value: &str) -> String {
+    let plain =
+        !value.is_empty() && !value.contains(|c: char| c <= ' ' || matches!(c, '"' | '=' | '\\') || c.is_control());
+    if plain { value.to_owned() } else { always_quoted(value) }
+}
+
+/// Go's `%q`, near enough: one line, whatever a client put into it.
+fn always_quoted(value: &str) -> String {
+    format!("{value:?}")
+}

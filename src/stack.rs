@@ -1,0 +1,293 @@
+//! The ordering: each stack from the outside in, as a request meets it.
+//!
+//! The stacks' table in the [crate docs](crate) is checked against these types by a test.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::{Either, Full};
+use infogw_layers::{
+    authorize::{
+        AuthorizeLayer, BearerToken, ClusterCredential, CompositeToken, CredentialSource, Identity, Secret,
+        cache::CacheLayer, token::TokenAuthorizer, tollbooth::Tollbooth,
+    },
+    decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
+    describe::{Describe, DescribePredicate},
+    drain::DrainLayer,
+    encode::EncodeLayer,
+    enforce::EnforceLabelsLayer,
+    observe::ObserveLayer,
+    rate_limit::{PerCluster, Quota, RateLimitLayer},
+    rejection::{BoxError, Reason, Rejection},
+    respond::RespondLayer,
+    translate::TranslateLayer,
+};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt,
+    filter::{FilterLayer, Predicate},
+    limit::ConcurrencyLimitLayer,
+    load_shed::LoadShedLayer,
+    service_fn,
+    util::BoxCloneSyncService,
+};
+
+use crate::{
+    admin::metrics::{Handler, Metrics},
+    client::HttpClient,
+    config::{Authorizer, Config},
+    forward::{Forward, Success},
+    registration::{IssueToken, RegistrationCredential, RegistrationDecoder},
+};
+
+/// `POST /upload`: metric families of a cluster that has a token of ours.
+pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+    let handler = metrics.handler("upload");
+    let quota = config.ratelimit.and_then(Quota::one_per).map(PerCluster);
+    let forward = forward(config, metrics, client, handler, Success::Ok);
+    ServiceBuilder::new()
+        // Outermost: sees each request once, whoever answers it.
+        .layer(ObserveLayer::new(handler))
+        // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
+        .layer(drain())
+        // Around whatever refuses, inside what looks at answers only.
+        .layer(RespondLayer::new().observed_by(handler))
+        // Costs nothing, so it comes before whatever costs.
+        .layer(FilterLayer::new(PostOnly))
+        // Before whatever is charged to or checked against an identity.
+        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, handler)))
+        // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
+        .layer(RateLimitLayer::optional(quota))
+        // Turns the body into a payload: before whatever looks at series.
+        .layer(DecodeLayer::new(MetricFamiliesDecoder::new(config.upload_limits.clone())))
+        // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
+        // Needs a payload and an identity. Before Translate: what is dropped here is not translated.
+        .layer(EnforceLabelsLayer::new(config.rules.upload.clone()).observed_by(handler))
+        // Needs families; Encode needs a write request.
+        .layer(TranslateLayer::new().stamp().observed_by(handler))
+        // Last: nothing behind it changes the payload.
+        .layer(EncodeLayer::new().when_empty(StatusCode::OK))
+        .service(forward)
+}
+
+/// `POST /metrics/v1/receive`: remote write of a cluster that brings its own credentials.
+pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+    let handler = metrics.handler("receive");
+    let forward = forward(config, metrics, client, handler, Success::AsUpstream);
+    ServiceBuilder::new()
+        // Outermost: sees each request once, whoever answers it.
+        .layer(ObserveLayer::new(handler))
+        // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
+        .layer(drain())
+        // Around whatever refuses, inside what looks at answers only.
+        .layer(RespondLayer::new().observed_by(handler))
+        // Costs nothing, so it comes before whatever costs.
+        .layer(FilterLayer::new(PostOnly))
+        // Before whatever is checked against an identity, and before the body costs memory and time.
+        .layer(AuthorizeLayer::new(TenantLogged::new(config), cluster_authorizer(config, metrics, client, handler)))
+        // Turns the body into a payload: before whatever looks at series.
+        .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
+        // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
+        // Needs a payload and an identity.
+        .layer(EnforceLabelsLayer::new(config.rules.receive.clone()).observed_by(handler))
+        // Last: nothing behind it changes the payload. It tells the sender what was refused once the rest is written.
+        .layer(EncodeLayer::new())
+        .service(forward)
+}
+
+/// `POST /authorize`: a cluster registers and gets a token. The same layers in another order: the credential's cluster stands in
+/// the body.
+pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+    let handler = metrics.handler("authorize");
+    let issue = IssueToken::new(
+        config.signer.clone(),
+        config.token_lifetime,
+        config.partition_label.clone(),
+        config.required_labels.clone(),
+    );
+    ServiceBuilder::new()
+        // Outermost: sees each request once, whoever answers it.
+        .layer(ObserveLayer::new(handler))
+        // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
+        .layer(drain())
+        // Around whatever refuses, inside what looks at answers only.
+        .layer(RespondLayer::new().observed_by(handler))
+        // Costs nothing, so it comes before whatever costs.
+        .layer(FilterLayer::new(PostOnly))
+        // Before Authorize: the cluster to authorize may stand in the form.
+        .layer(DecodeLayer::new(RegistrationDecoder))
+        // Not cached: for the authorizer the call is a registration.
+        .layer(AuthorizeLayer::new(RegistrationCredential, registrations(config, metrics, client, true)))
+        .service(issue)
+}
+
+/// What a route's stack is: it answers everything, and can say what it is made of.
+pub trait Stack<B>:
+    Service<Request<B>, Response = Response<Answer>, Error = Infallible, Future: Send>
+    + Describe<Request<B>>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S, B> Stack<B> for S where
+    S: Service<Request<B>, Response = Response<Answer>, Error = Infallible, Future: Send>
+        + Describe<Request<B>>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// What a leaf answers, or what [`RespondLayer`] answers in its place.
+pub type Answer = Either<Full<Bytes>, Full<Bytes>>;
+
+/// A request body that the stacks can read.
+pub trait RequestBody: Body<Data: Send, Error: Into<BoxError> + Send> + Unpin + Send + 'static {}
+
+impl<B> RequestBody for B where B: Body<Data: Send, Error: Into<BoxError> + Send> + Unpin + Send + 'static {}
+
+/// A refused sender may still send this much, for this long, and get its answer.
+fn drain() -> DrainLayer {
+    DrainLayer::new(1 << 20, Duration::from_secs(2))
+}
+
+fn forward(
+    config: &Config,
+    metrics: &'static Metrics,
+    client: &HttpClient,
+    handler: Handler,
+    success: Success,
+) -> Forward<impl ApiClient + use<>, Handler> {
+    let tenant: Option<HeaderValue> = match success {
+        Success::Ok => Some(config.tenant.clone()),
+        Success::AsUpstream => config.receive_tenant.clone(),
+    };
+    let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(client.clone());
+    Forward::new(client, config.forward_url.clone(), tenant, success, handler)
+}
+
+/// A client whose requests are counted.
+pub trait ApiClient:
+    Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<C> ApiClient for C where
+    C: Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// How many grants are kept, and how long those of cluster credentials are.
+const GRANTS: u64 = 1 << 20;
+const GRANT_LIFE: Duration = Duration::from_secs(5 * 60);
+
+type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;
+
+/// Verifies tokens of ours, each once.
+fn token_authorizer(config: &Config, handler: Handler) -> Authorizing<Secret> {
+    let verify = TokenAuthorizer::new(config.verifier.clone(), config.partition_label.as_str());
+    let cached = CacheLayer::new(GRANTS, config.token_lifetime).observed_by(handler).layer(verify);
+    BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
+        tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
+        identity
+    }))
+}
+
+/// Asks the registrations about cluster credentials, and keeps what they grant. What a cluster may write for others is looked up
+/// each time, so that a reload counts at once.
+fn cluster_authorizer(
+    config: &Config,
+    metrics: &'static Metrics,
+    client: &HttpClient,
+    handler: Handler,
+) -> Authorizing<ClusterCredential> {
+    let asking = registrations(config, metrics, client, false);
+    let cached = CacheLayer::new(GRANTS, GRANT_LIFE).observed_by(handler).layer(asking);
+    let rules = config.rules.clone();
+    BoxCloneSyncService::new(cached.map_response(move |identity| rules.delegate(identity)))
+}
+
+/// The authorizer that flags name.
+fn registrations(
+    config: &Config,
+    metrics: &'static Metrics,
+    client: &HttpClient,
+    needs_account: bool,
+) -> Authorizing<ClusterCredential> {
+    match &config.authorizer {
+        Authorizer::AcceptAny => BoxCloneSyncService::new(service_fn(async |credential: ClusterCredential| {
+            let cluster = credential.cluster().clone();
+            Ok(Arc::new(Identity { account: Some(cluster.as_str().into()), ..Identity::of(cluster) }))
+        })),
+        Authorizer::Registrations(uri) => {
+            let client = ObserveLayer::new(metrics.client("authorize", config.verbose)).layer(client.clone());
+            let tollbooth = Tollbooth::new(client, uri.clone());
+            BoxCloneSyncService::new(if needs_account { tollbooth.needs_account() } else { tollbooth })
+        }
+    }
+}
+
+/// The composite token, whose tenant is logged on the way (`--tenant-key`).
+#[derive(Debug, Clone)]
+struct TenantLogged {
+    key: Option<Arc<str>>,
+}
+
+impl TenantLogged {
+    fn new(config: &Config) -> Self {
+        TenantLogged { key: config.tenant_key.as_deref().map(Arc::from) }
+    }
+}
+
+impl<B> CredentialSource<B> for TenantLogged {
+    type Credential = ClusterCredential;
+
+    fn credential(&self, request: &Request<B>) -> Result<ClusterCredential, Rejection> {
+        let credential = CompositeToken.credential(request)?;
+        if let Some(key) = &self.key
+            && tracing::enabled!(tracing::Level::DEBUG)
+        {
+            let tenant = credential.field(key).unwrap_or_default();
+            tracing::debug!(tenant, cluster = credential.cluster().as_str(), "receive request");
+        }
+        Ok(credential)
+    }
+}
+
+/// Every route takes POST alone.
+#[derive(Debug, Clone, Copy)]
+struct PostOnly;
+
+impl<B> Predicate<Request<B>> for PostOnly {
+    type Request = Request<B>;
+
+    fn check(&mut self, request: Request<B>) -> Result<Request<B>, BoxError> {
+        if request.method() == Method::POST {
+            return Ok(request);
+        }
+        let rejection = Rejection::new(Reason::Method, "only POST is taken here");
+        Err(rejection.with_header(header::ALLOW, HeaderValue::from_static("POST")).into())
+    }
+}
+
+impl DescribePredicate for PostOnly {
+    const REASONS: &'static [Reason] = &[Reason::Method];
+    const NAME: &'static str = "FilterLayer (POST)";
+}

@@ -1,0 +1,88 @@
+//! A client for tests: one connection a request, the whole answer in memory.
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    HeaderMap, Request, StatusCode,
+    body::{Body, Bytes},
+    http::request::Builder,
+};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+
+use super::within;
+
+/// An answer, read to its end.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// The header's value, if it is there and is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Itself, or a panic that shows the whole answer.
+    #[track_caller]
+    pub fn expect_status(self, status: u16) -> Self {
+        assert!(self.status == status, "expected {status}, got {self:?}");
+        self
+    }
+}
+
+/// GETs `url`.
+pub async fn get(url: &str) -> Reply {
+    send(Request::get(url), Bytes::new()).await
+}
+
+/// Sends `request` with `body` and its length.
+pub async fn send(request: Builder, body: impl Into<Bytes>) -> Reply {
+    let request = request.body(Full::new(body.into())).expect("the test's request is a valid one");
+    let what = format!("{} {}", request.method(), request.uri());
+    try_send(request).await.unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
+/// Sends `request`, whose body may be of any length, pace and end. The error says what went wrong on the connection.
+pub async fn try_send<B>(request: Request<B>) -> Result<Reply, String>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
+{
+    // No pool: a connection that the other side is about to close must not fail a later request.
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
+    let what = format!("an answer from {}", request.uri());
+    let answered = async {
+        let response = client.request(request).await.map_err(|error| chain(&error))?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map_err(|error| chain(&error))?.to_bytes();
+        Ok(Reply { status: head.status, headers: head.headers, body })
+    };
+    within(&what, answered).await
+}
+
+/// `pairs` as a query string, without the `?`.
+pub fn query_string<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+/// hyper's messages leave out their causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
