@@ -44,6 +44,7 @@ pub struct Form {
 impl Decoder for RegistrationDecoder {
     type Payload = Registration;
     type Format = Form;
+    const REASONS: &'static [Reason] = &[Reason::Malformed];
 
     fn negotiate(&self, head: &Parts) -> Result<Form, DecodeError> {
         let content_type =

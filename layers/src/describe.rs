@@ -30,13 +30,13 @@ pub struct Row {
     /// The request it takes, without module paths.
     pub request: String,
     /// Every reason it can refuse with by itself.
-    pub reasons: &'static [Reason],
+    pub reasons: Vec<Reason>,
 }
 
 impl Row {
     /// A row for a layer that takes `Req`.
-    pub fn new<Req>(layer: &'static str, reasons: &'static [Reason]) -> Self {
-        Row { layer, request: short_name(std::any::type_name::<Req>()), reasons }
+    pub fn new<Req>(layer: &'static str, reasons: &[Reason]) -> Self {
+        Row { layer, request: short_name(std::any::type_name::<Req>()), reasons: reasons.to_vec() }
     }
 }
 

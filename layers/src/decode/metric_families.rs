@@ -13,7 +13,7 @@ use super::{
 use crate::{
     clock::{Clock, SystemClock},
     payload::{LARGEST_PAYLOAD, MetricFamilies},
-    rejection::excerpt,
+    rejection::{Reason, excerpt},
 };
 
 /// Decodes metric families as `/federate` gives them: delimited protobuf or text 0.0.4; framed snappy, identity or none.
@@ -57,6 +57,14 @@ pub struct Format {
 impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
     type Payload = MetricFamilies;
     type Format = Format;
+    const REASONS: &'static [Reason] = &[
+        Reason::MediaType,
+        Reason::Encoding,
+        Reason::TooManySeries,
+        Reason::Malformed,
+        Reason::InvalidSeries,
+        Reason::Timestamp,
+    ];
 
     /// As `expfmt.ResponseFormat` of Prometheus' Go libraries reads the head; without a content type it is text.
     fn negotiate(&self, head: &Parts) -> Result<Format, DecodeError> {

@@ -62,6 +62,8 @@ pub trait Decoder {
     type Payload;
     /// What the request's head says of the body.
     type Format;
+    /// Every reason that [`Self::negotiate`] and [`Self::decode`] can refuse with.
+    const REASONS: &'static [Reason];
 
     /// Judges the head, before the body is read.
     ///
@@ -239,22 +241,11 @@ where
     S: Describe<Request<D::Payload>>,
 {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<B>>("DecodeLayer", REASONS));
+        let reasons = [&[Reason::TooLarge, Reason::Body, Reason::BodyTimeout], D::REASONS].concat();
+        rows.push(Row::new::<Request<B>>("DecodeLayer", &reasons));
         S::describe(rows);
     }
 }
-
-const REASONS: &[Reason] = &[
-    Reason::MediaType,
-    Reason::Encoding,
-    Reason::TooLarge,
-    Reason::TooManySeries,
-    Reason::Body,
-    Reason::BodyTimeout,
-    Reason::Malformed,
-    Reason::InvalidSeries,
-    Reason::Timestamp,
-];
 
 /// What can be said before the body is read.
 fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: u64) -> Result<(D::Format, Received), DecodeError> {

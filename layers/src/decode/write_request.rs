@@ -56,6 +56,8 @@ impl WriteRequestDecoder {
 impl Decoder for WriteRequestDecoder {
     type Payload = WriteRequest;
     type Format = ();
+    /// Series that break a limit are not among them: they are left out.
+    const REASONS: &'static [Reason] = &[Reason::MediaType, Reason::Encoding, Reason::TooManySeries, Reason::Malformed];
 
     /// Remote write 1.0 specification, "Protocol": a missing content type means 1.0, a missing encoding means snappy.
     fn negotiate(&self, head: &Parts) -> Result<(), DecodeError> {

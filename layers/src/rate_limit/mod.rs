@@ -191,7 +191,7 @@ fn refusal(refused: &Refused, quota: &Quota) -> Rejection {
     match refused.retry_after() {
         Some(wait) => {
             let detail = format!(
-                "this cluster may write {burst} at once and one more every {period:?}; come back in {} s",
+                "over the rate limit of {burst} at once and one more every {period:?}; come back in {} s",
                 wait.as_secs() + 1
             );
             Rejection::new(Reason::RateLimited, detail).retry_after(wait)

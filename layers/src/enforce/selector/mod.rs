@@ -6,6 +6,10 @@
 //! its `.` matches a newline too. A selector whose every matcher accepts the empty string is
 //! refused, as is a metric name given both before and inside the braces.
 //!
+//! Selectors come from configuration, yet are bounded: parsing does not recurse, and an expression
+//! that nests more than 100 deep or takes more than 10 MiB compiled is refused. So are strings
+//! whose escapes give bytes that are not UTF-8, which Prometheus takes though no series has them.
+//!
 //! ```
 //! use infogw_layers::enforce::selector::{Labels, Selector, SelectorSet};
 //!

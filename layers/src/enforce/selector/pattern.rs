@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use regex_automata::MatchKind;
-use regex_automata::meta::{BuildError, Config, Regex};
+use regex_automata::meta::{Config, Regex};
 use regex_automata::nfa::thompson::WhichCaptures;
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal};
 use regex_syntax::hir::{Dot, Hir, HirKind, Look};
@@ -54,7 +54,7 @@ impl Pattern {
         let hir = go_regex::parse(source)?;
         let shape = match listed(&hir) {
             Some(listed) => listed,
-            None => Shape::Regex(compile(hir).map_err(|_| too_large())?),
+            None => Shape::Regex(compile(hir).ok_or_else(too_large)?),
         };
         Ok(Self(shape))
     }
@@ -89,9 +89,8 @@ pub(super) fn compile_any<'s>(sources: impl IntoIterator<Item = &'s str>) -> Opt
     Regex::builder().configure(config).build_many_from_hir(&trees).ok()
 }
 
-fn compile(tree: Hir) -> Result<Regex, BuildError> {
-    let config = config(SIZE_LIMIT);
-    Regex::builder().configure(config).build_from_hir(&whole(tree))
+fn compile(tree: Hir) -> Option<Regex> {
+    Regex::builder().configure(config(SIZE_LIMIT)).build_from_hir(&whole(tree)).ok()
 }
 
 fn config(size_limit: usize) -> Config {

@@ -85,10 +85,7 @@ impl Parser<'_> {
         let start = self.at;
         self.bump();
         let negated = self.eat("^");
-        // What is written out is folded once, at the end; a negated set must be folded before it
-        // is negated, so sets come finished.
-        let mut written = Vec::new();
-        let mut finished = Vec::new();
+        let mut ranges = Vec::new();
         let mut first = true;
         // A `]` in front is a character.
         while first || !self.rest().starts_with(']') {
@@ -102,17 +99,17 @@ impl Parser<'_> {
             let at = self.at;
             if let Some(class) = self.posix_class()? {
                 self.count_ranges(class.ranges().len(), at)?;
-                finished.extend_from_slice(class.ranges());
+                ranges.extend_from_slice(class.ranges());
             } else if let Some(class) = self.class_escape()? {
                 self.count_ranges(class.ranges().len(), at)?;
-                finished.extend_from_slice(class.ranges());
+                ranges.extend_from_slice(class.ranges());
             } else {
-                written.extend(self.range()?);
+                ranges.extend(self.range()?);
             }
         }
         self.bump();
-        let mut class = self.folded(written);
-        class.union(&ClassUnicode::new(finished));
+        // Named sets, negated or not, hold all cases of their characters already.
+        let mut class = self.folded(ranges);
         if negated {
             class.negate();
         }
