@@ -38,7 +38,7 @@ pub use labels::LabelSet;
 pub(crate) use labels::{LabelBlock, LabelWriter};
 pub use refused::{Offence, Refused};
 pub use write_request::WriteRequest;
-#[cfg(feature = "decode")]
+#[cfg(any(feature = "decode", feature = "translate"))]
 pub(crate) use write_request::{Series, flag};
 
 /// A range of bytes. Payloads are bounded well below 4 GiB, so that a record stays small.
