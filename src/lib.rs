@@ -69,7 +69,9 @@ mod tests {
     }
 
     fn table(name: &str, rows: &[Row]) -> String {
-        let mut table = format!("**`{name}`**\n\n| layer | request before | request after | refuses with |\n| --- | --- | --- | --- |\n");
+        let mut table = format!(
+            "**`{name}`**\n\n| layer | request before | request after | refuses with |\n| --- | --- | --- | --- |\n"
+        );
         for (i, row) in rows.iter().enumerate() {
             let after = rows.get(i + 1).map_or("", |next| next.request.as_str());
             let after = if after.is_empty() { "-".to_owned() } else { format!("`{after}`") };

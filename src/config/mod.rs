@@ -133,7 +133,7 @@ impl Config {
         if token_lifetime == 0 || token_lifetime > 10 * 365 * 86_400 {
             return wrong!("--token-expire-seconds: a token lives 1 second to 10 years");
         }
-        let required_labels: BTreeMap<_, _> = pairs("--required-label", flags.required_label)?.into_iter().collect();
+        let required_labels: BTreeMap<_, _> = pairs("--required-label", &flags.required_label)?.into_iter().collect();
         if required_labels.contains_key(&partition_label) {
             return wrong!(
                 "--required-label: `{partition_label}` is the --partition-label, which each token carries anyway"
@@ -171,16 +171,16 @@ impl Config {
         let ratelimit = duration::parse(&ratelimit).map_err(|error| ConfigError(format!("--ratelimit: {error}")))?;
 
         let rule_sources = RuleSources {
-            whitelist: selectors("--whitelist", flags.whitelist)?,
+            whitelist: selectors("--whitelist", &flags.whitelist)?,
             whitelist_files: flags
                 .whitelist_file
                 .into_iter()
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
                 .collect(),
-            upload: Relabel { set: pairs("--label", flags.label)?, elide: names("--elide-label", flags.elide_label)? },
+            upload: Relabel { set: pairs("--label", &flags.label)?, elide: names("--elide-label", flags.elide_label)? },
             receive: Relabel {
-                set: pairs("--receive-label", flags.receive_label)?,
+                set: pairs("--receive-label", &flags.receive_label)?,
                 elide: names("--receive-elide-label", flags.receive_elide_label)?,
             },
             check: match given(flags.cluster_label_check).as_deref() {
@@ -276,7 +276,7 @@ fn header_value(flag: &str, value: &str) -> Result<HeaderValue, ConfigError> {
     HeaderValue::from_str(value).map_err(|_| ConfigError(format!("{flag}: `{value}` cannot stand in a header")))
 }
 
-fn selectors(flag: &str, rules: Vec<String>) -> Result<Vec<Selector>, ConfigError> {
+fn selectors(flag: &str, rules: &[String]) -> Result<Vec<Selector>, ConfigError> {
     let rules = rules.iter().map(|rule| rule.trim()).filter(|rule| !rule.is_empty());
     rules.map(|rule| parsed(flag, rule)).collect()
 }
@@ -301,7 +301,7 @@ fn label_name(flag: &str, name: String) -> Result<String, ConfigError> {
 }
 
 /// `name=value`, comma-separated.
-fn pairs(flag: &str, values: Vec<String>) -> Result<Vec<(String, String)>, ConfigError> {
+fn pairs(flag: &str, values: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
     let mut pairs = Vec::new();
     for pair in values.iter().flat_map(|value| value.split(',')).filter(|pair| !pair.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {

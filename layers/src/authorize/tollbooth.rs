@@ -99,7 +99,7 @@ where
         Box::pin(async move {
             let answered = tokio::time::timeout(deadline, answer::<C, B>(answering));
             let (status, headers, body) = answered.await.ok().flatten().ok_or_else(unavailable)?;
-            judge(status, &headers, &body, credential, needs_account)
+            judge(status, &headers, &body, &credential, needs_account)
         })
     }
 }
@@ -119,7 +119,7 @@ fn judge(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-    credential: ClusterCredential,
+    credential: &ClusterCredential,
     needs_account: bool,
 ) -> Result<Arc<Identity>, Rejection> {
     match status {

@@ -325,7 +325,9 @@ fn exemplar(content: &[u8], at: usize) -> Result<(), WireError> {
     let mut cursor = Cursor::within(content, at);
     while let Some(field) = cursor.field()? {
         match field.number {
-            1 => drop(label(length_delimited(&mut cursor, field)?, at)?),
+            1 => {
+                label(length_delimited(&mut cursor, field)?, at)?;
+            }
             2 => {
                 cursor.expect(field, WireType::Fixed64)?;
                 cursor.skip(field.wire)?;
