@@ -164,7 +164,11 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rej
     match status.as_u16() {
         200..300 => Ok(()),
         400 | 409 | 413 | 422 => {
-            let detail = format!("the upstream refused this: {}", first_line(body));
+            let reason = first_line(body);
+            let detail = match reason.as_str() {
+                "" => format!("the upstream refused this with {} and did not say why", status.as_u16()),
+                reason => format!("the upstream refused this: {reason}"),
+            };
             Err(Rejection::new(Reason::UpstreamRefused, detail).with_status(status))
         }
         429 | 500.. => {

@@ -15,8 +15,9 @@ use tokio::{
     sync::watch,
 };
 
-/// How long a client may take to send a request's head.
-const HEADERS: Duration = Duration::from_secs(10);
+/// How long a connection may be without a whole request head. hyper counts the idle time before it, too, so this is longer than a
+/// stock sender's pauses.
+const HEADERS: Duration = Duration::from_secs(60);
 /// How long requests in flight may take to end once the gateway is told to.
 pub const GRACE: Duration = Duration::from_secs(30);
 

@@ -121,6 +121,9 @@ pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, cli
         .layer(FilterLayer::new(PostOnly))
         // Before Authorize: the cluster to authorize may stand in the form.
         .layer(DecodeLayer::new(RegistrationDecoder))
+        // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
         .layer(AuthorizeLayer::new(RegistrationCredential, registrations(config, metrics, client, true)))
         .service(issue)
@@ -195,7 +198,7 @@ impl<C> ApiClient for C where
 }
 
 /// How many grants are kept, and how long those of cluster credentials are.
-const GRANTS: u64 = 1 << 20;
+const GRANTS: u64 = 1 << 18;
 const GRANT_LIFE: Duration = Duration::from_secs(5 * 60);
 
 type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;

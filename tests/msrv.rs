@@ -23,7 +23,8 @@ fn no_dependency_needs_a_newer_compiler() {
 
     // What our crates need to build, not to be tested.
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
-    let mut wanted: Vec<&str> = metadata["workspace_members"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    let mut wanted: Vec<&str> =
+        metadata["workspace_members"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
     let mut seen = HashSet::new();
     while let Some(id) = wanted.pop() {
         if !seen.insert(id) {

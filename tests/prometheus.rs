@@ -238,7 +238,7 @@ async fn a_federate_answer_arrives_in_every_format_and_encoding() {
 }
 
 #[tokio::test]
-async fn a_native_histogram_in_a_federate_answer_is_refused_in_words() {
+async fn a_native_histogram_in_a_federate_answer_stays_one() {
     let world = World::start().await;
     let target = Target::exposing(telemetry()).await;
     let source = Prometheus::start(|own| scrape_config(own, target.address(), "n1")).await;
@@ -247,14 +247,28 @@ async fn a_native_histogram_in_a_federate_answer_is_refused_in_words() {
         ensure(histogram.len() == 1, || format!("{histogram:?}"))
     })
     .await;
-
     let federated = source.federate(PROTOBUF, &["app_size_bytes"]).await;
     let token = world.gateway.upload_token("n1", TOKEN).await;
     let content_type = federated.header("content-type").expect("a content type").to_owned();
-    let refused = world.gateway.upload(&token, &content_type, "", federated.body).await.expect_status(400);
-    let reason = refused.text();
-    assert!(reason.contains("app_size_bytes") && reason.contains("native histogram"), "{reason}");
-    assert_eq!(world.receiver.series(&[ANY]).await, BTreeSet::new(), "nothing of it may pass");
+    world.gateway.upload(&token, &content_type, "", federated.body.clone()).await.expect_status(200);
+
+    let histogram = from_protobuf_histogram(&federated.body);
+    for (function, expected) in [
+        ("histogram_count", histogram.sample_count_float()),
+        ("histogram_sum", histogram.sample_sum()),
+    ] {
+        let arrived = world.receiver.number(&format!(r#"{function}(app_size_bytes{{_id="n1"}})"#)).await;
+        assert_eq!(arrived, Some(expected), "{function}");
+    }
+    let quantile = world.receiver.number(r#"histogram_quantile(0.5, app_size_bytes{_id="n1"})"#).await;
+    assert!(quantile.is_some_and(f64::is_finite), "the buckets arrived: {quantile:?}");
+}
+
+/// The histogram of the one metric in a federate answer.
+fn from_protobuf_histogram(body: &[u8]) -> infogw_proto::client::Histogram {
+    let family = <infogw_proto::client::MetricFamily as prost::Message>::decode_length_delimited(body).expect("a family");
+    let [metric] = &family.metric[..] else { panic!("not one metric: {family:?}") };
+    metric.histogram.clone().expect("a histogram")
 }
 
 /// Everything but the sender.

@@ -66,7 +66,12 @@ impl Translate for MetricFamilies {
         side.reserve(points.len() * 22);
         let series = points.iter().map(|point| {
             let start = side.len();
-            put_sample(&mut side, point.value, timestamp.unwrap_or(point.timestamp));
+            let timestamp = timestamp.unwrap_or(point.timestamp);
+            if point.histogram.len() == 0 {
+                put_sample(&mut side, point.value, timestamp);
+            } else {
+                put_histogram(&mut side, point.histogram, timestamp);
+            }
             let rest = Span::new(start, side.len());
             Series::new(Span::default(), point.labels, rest, flag::ANY, 1)
         });
@@ -96,6 +101,16 @@ fn put_sample(out: &mut Vec<u8>, value: u64, timestamp: i64) {
     out.push(0x09);
     out.extend_from_slice(&value.to_le_bytes());
     out.push(0x10);
+    put_varint(out, timestamp);
+}
+
+/// `TimeSeries.histograms = 4 { ..., timestamp = 15 int64 }`, its other fields at `fields`.
+fn put_histogram(out: &mut Vec<u8>, fields: Span, timestamp: i64) {
+    let timestamp = timestamp as u64;
+    out.push(0x22);
+    put_varint(out, (fields.len() + 1 + varint_len(timestamp)) as u64);
+    out.extend_from_within(fields.start as usize..fields.end as usize);
+    out.push(0x78);
     put_varint(out, timestamp);
 }
 

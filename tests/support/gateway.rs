@@ -82,6 +82,19 @@ impl Gateway {
         self.process.signal(name).await;
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).expect("a running process has a status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<u64>().ok()).expect("the status tells the peak in kB") * 1024
+    }
+
+    /// Waits for it to end by itself, or for a signal that was sent.
+    pub async fn exit(mut self) -> Exit {
+        self.process.exit().await
+    }
+
     /// Asks it to stop, by SIGTERM, and waits until it has.
     pub async fn stop(mut self) -> Exit {
         self.process.signal("TERM").await;

@@ -34,6 +34,22 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// The seconds of `Retry-After`.
+    pub fn retry_after(&self) -> Option<u64> {
+        let value = self.header("retry-after")?;
+        Some(value.parse().unwrap_or_else(|_| panic!("not seconds: {self:?}")))
+    }
+
+    /// The reason of a refusal: one line of at most 1,024 bytes, which is all that a stock sender reads.
+    #[track_caller]
+    pub fn reason(&self) -> &str {
+        assert!(self.body.len() <= 1024, "{} bytes: {self:?}", self.body.len());
+        assert_eq!(self.header("content-type"), Some("text/plain; charset=utf-8"), "{self:?}");
+        let line = self.text().strip_suffix('\n').unwrap_or_else(|| panic!("not a whole line: {self:?}"));
+        assert!(!line.contains(char::is_control) && line.len() > 10, "not one line that says something: {self:?}");
+        line
+    }
+
     /// Itself, or a panic that shows the whole answer.
     #[track_caller]
     pub fn expect_status(self, status: u16) -> Self {

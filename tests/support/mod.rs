@@ -27,6 +27,7 @@ pub mod prometheus;
 pub mod server;
 pub mod target;
 pub mod upstream;
+pub mod world;
 
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub use prometheus::Prometheus;
 pub use server::{Answer, Server};
 pub use target::Target;
 pub use upstream::{Upstream, Write};
+pub use world::World;
 
 /// How long any one thing may take before its test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -79,9 +79,14 @@ impl Process {
         self.stdout.lines.borrow().clone()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("the process was not waited for")
+    }
+
     /// Sends the signal called `name`, such as `TERM` or `HUP`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("the process was not waited for").to_string();
+        let pid = self.id().to_string();
         // The shell's own `kill`: the standard library sends no signal but KILL.
         let sent = Command::new("sh").args(["-c", r#"kill -s "$0" "$1""#, name, &pid]).status().await;
         assert!(sent.is_ok_and(|status| status.success()), "SIG{name} did not reach {}", self.name);
@@ -100,6 +105,7 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[expect(clippy::disallowed_methods, reason = "drop cannot await; a killed process is gone within milliseconds")]
     fn drop(&mut self) {
         // Waited for here, as `kill_on_drop` does not: what the process writes to must be gone when its directory is removed.
         let _ = self.child.start_kill();

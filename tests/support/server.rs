@@ -45,6 +45,8 @@ pub enum Answer {
     Hang,
     /// Reset the connection.
     Close,
+    /// Answer it as soon as this turns true.
+    Held(watch::Receiver<bool>, Response<Bytes>),
 }
 
 impl Answer {
@@ -72,6 +74,12 @@ impl Answer {
     /// An answer such as a router or a load balancer gives in the server's name.
     pub fn html(status: u16, page: &str) -> Self {
         Self::body(status, "text/html; charset=utf-8", page.to_owned())
+    }
+
+    /// The same answer, once `released` turns true.
+    pub fn held(self, released: &watch::Sender<bool>) -> Self {
+        let Self::Reply(response) = self else { panic!("{self:?} cannot be held") };
+        Self::Held(released.subscribe(), response)
     }
 
     /// The same answer with one more header.
@@ -188,6 +196,10 @@ async fn answer<R: From<Received> + Clone>(
     let script = Arc::clone(&script.lock().unwrap());
     match script(&request) {
         Answer::Reply(response) => Ok(response.map(Full::new)),
+        Answer::Held(mut released, response) => {
+            released.wait_for(|released| *released).await.map_err(io::Error::other)?;
+            Ok(response.map(Full::new))
+        }
         Answer::Hang => match std::future::pending::<Infallible>().await {},
         // hyper gives up a connection whose service fails, and writes nothing to it.
         Answer::Close => Err(io::Error::other("the script closes this connection")),

@@ -2,13 +2,15 @@
 
 use super::{DecodeError, DecodeLimits, limits::Excess};
 use crate::{
-    payload::{LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point},
+    payload::{LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point, Span},
     rejection::excerpt,
 };
 
 /// Collects series into [`MetricFamilies`]. Whatever is wrong with one of them refuses them all, as telemeter-server does it.
 pub(super) struct FamiliesBuilder<'l> {
     limits: &'l DecodeLimits,
+    /// Bytes that all label blocks together may take.
+    room: usize,
     /// No sample may be older, in milliseconds since the epoch.
     oldest: i64,
     families: MetricFamilies,
@@ -17,13 +19,26 @@ pub(super) struct FamiliesBuilder<'l> {
     last: i64,
 }
 
+/// What a sample holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Value<'v> {
+    Number(f64),
+    /// A native histogram: remote write's `Histogram` without its timestamp.
+    Histogram(&'v [u8]),
+}
+
+/// How many times the limit for decoded bytes the expanded labels may take. Each bucket of a histogram carries all labels of its
+/// metric, so a few kilobytes of labels and empty buckets become gigabytes. Real ones become some 20 times as long.
+const MOST_EXPANSION: usize = 32;
+
 /// A label by its bytes.
 pub(super) type Pair<'a> = (&'a str, &'a str);
 
 impl<'l> FamiliesBuilder<'l> {
     pub(super) fn new(limits: &'l DecodeLimits, oldest: i64) -> Self {
         let (families, writer) = (MetricFamilies::default(), LabelWriter::default());
-        FamiliesBuilder { limits, oldest, families, writer, last: i64::MIN }
+        let room = limits.decoded.saturating_mul(MOST_EXPANSION).min(LARGEST_PAYLOAD);
+        FamiliesBuilder { limits, room, oldest, families, writer, last: i64::MIN }
     }
 
     /// A family begins.
@@ -37,7 +52,7 @@ impl<'l> FamiliesBuilder<'l> {
         (name, suffix): (&str, &str),
         labels: impl Iterator<Item = Pair<'a>> + Clone,
         added: Option<Pair<'_>>,
-        value: f64,
+        value: Value<'_>,
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
         let index = self.families.points.len();
@@ -63,10 +78,18 @@ impl<'l> FamiliesBuilder<'l> {
             self.writer.push(out, name.as_bytes(), value.as_bytes());
         }
         let labels = self.writer.finish(out);
-        if out.len() > LARGEST_PAYLOAD {
-            return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
+        let (value, histogram) = match value {
+            Value::Number(value) => (value.to_bits(), Span::default()),
+            Value::Histogram(fields) => {
+                let start = out.len();
+                out.extend_from_slice(fields);
+                (0, Span::new(start, out.len()))
+            }
+        };
+        if out.len() > self.room {
+            return Err(DecodeError::TooLarge { what: "body with its histograms expanded", limit: self.room });
         }
-        self.families.points.push(Point { labels, value: value.to_bits(), timestamp });
+        self.families.points.push(Point { labels, value, histogram, timestamp });
         Ok(())
     }
 

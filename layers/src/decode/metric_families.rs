@@ -6,9 +6,9 @@ use infogw_proto::wire::{Cursor, Field, WireError, WireType};
 
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
-    families::{FamiliesBuilder, Pair},
+    families::{FamiliesBuilder, Pair, Value},
     float::go_float,
-    media_type, snappy, text,
+    media_type, native_histogram, snappy, text,
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -19,7 +19,7 @@ use crate::{
 /// Decodes metric families as `/federate` gives them: delimited protobuf or text 0.0.4; framed snappy, identity or none.
 ///
 /// Histograms and summaries become their series (`_bucket` with `le`, `quantile`, `_sum`, `_count`) as they are read, the way a
-/// Prometheus scrape stores them. Every sample needs a timestamp that is not too old and ascends within its family.
+/// Prometheus scrape stores them; a native histogram stays one. Every sample needs a timestamp that is not too old and ascends within its family.
 #[derive(Debug, Clone)]
 pub struct MetricFamiliesDecoder<C = SystemClock> {
     limits: DecodeLimits,
@@ -157,7 +157,13 @@ impl text::TextSink for FamiliesBuilder<'_> {
         value: f64,
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
-        self.point((name, ""), labels.iter().map(|label| (label.name, label.value)), None, value, timestamp)
+        self.point(
+            (name, ""),
+            labels.iter().map(|label| (label.name, label.value)),
+            None,
+            Value::Number(value),
+            timestamp,
+        )
     }
 }
 
@@ -176,6 +182,7 @@ fn delimited(stream: &[u8], builder: &mut FamiliesBuilder<'_>) -> Result<(), Dec
 #[derive(Default)]
 struct Scratch {
     number: String,
+    histogram: Vec<u8>,
 }
 
 /// `MetricFamily { name = 1, help = 2, type = 3, metric = 4, unit = 5 }`. Name and type may stand behind the metrics.
@@ -339,7 +346,7 @@ impl<'a> Metric<'a> {
         match kind {
             Kind::Counter | Kind::Gauge | Kind::Untyped => {
                 let value = number(value, at)?;
-                builder.point((name, ""), self.labels(), None, value, self.timestamp)
+                builder.point((name, ""), self.labels(), None, Value::Number(value), self.timestamp)
             }
             Kind::Summary => self.summary(name, value, at, builder, scratch),
             Kind::Histogram => self.histogram(name, value, at, builder, scratch),
@@ -375,13 +382,13 @@ impl<'a> Metric<'a> {
                     }
                     go_float(&mut scratch.number, quantile);
                     let quantile = Some(("quantile", scratch.number.as_str()));
-                    builder.point((name, ""), self.labels(), quantile, value, self.timestamp)?;
+                    builder.point((name, ""), self.labels(), quantile, Value::Number(value), self.timestamp)?;
                 }
                 _ => cursor.skip(field.wire)?,
             }
         }
-        builder.point((name, "_sum"), self.labels(), None, sum, self.timestamp)?;
-        builder.point((name, "_count"), self.labels(), None, count as f64, self.timestamp)
+        builder.point((name, "_sum"), self.labels(), None, Value::Number(sum), self.timestamp)?;
+        builder.point((name, "_count"), self.labels(), None, Value::Number(count as f64), self.timestamp)
     }
 
     /// `Histogram { sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4, ... }`
@@ -394,7 +401,7 @@ impl<'a> Metric<'a> {
         scratch: &mut Scratch,
     ) -> Result<(), DecodeError> {
         let (mut count, mut count_float, mut sum) = (0u64, 0f64, 0f64);
-        let (mut buckets, mut infinite, mut native) = (0usize, false, false);
+        let (mut buckets, mut infinite) = (0usize, false);
         let mut cursor = Cursor::within(message, at);
         while let Some(field) = cursor.field()? {
             match field.number {
@@ -408,29 +415,35 @@ impl<'a> Metric<'a> {
                     infinite |= bucket.upper_bound == f64::INFINITY;
                     go_float(&mut scratch.number, bucket.upper_bound);
                     let le = Some(("le", scratch.number.as_str()));
-                    builder.point((name, "_bucket"), self.labels(), le, bucket.count(), self.timestamp)?;
+                    builder.point(
+                        (name, "_bucket"),
+                        self.labels(),
+                        le,
+                        Value::Number(bucket.count()),
+                        self.timestamp,
+                    )?;
                 }
                 4 => count_float = double(&mut cursor, field)?,
-                // Spans: the mark of a native histogram, as Prometheus' scrape tells them apart.
-                8 | 11 => {
-                    native = true;
-                    cursor.skip(field.wire)?;
-                }
                 _ => cursor.skip(field.wire)?,
             }
         }
-        if native && buckets == 0 {
-            return Err(DecodeError::Malformed(format!(
-                "metric family `{}` is a native histogram; push those with remote write",
-                excerpt(name)
-            )));
+        if buckets == 0 && native_histogram::is_native(message, at)? {
+            native_histogram::translate(message, at, &mut scratch.histogram)?;
+            let histogram = Value::Histogram(&scratch.histogram);
+            return builder.point((name, ""), self.labels(), None, histogram, self.timestamp);
         }
         let count = if count_float > 0.0 { count_float } else { count as f64 };
         if !infinite {
-            builder.point((name, "_bucket"), self.labels(), Some(("le", "+Inf")), count, self.timestamp)?;
+            builder.point(
+                (name, "_bucket"),
+                self.labels(),
+                Some(("le", "+Inf")),
+                Value::Number(count),
+                self.timestamp,
+            )?;
         }
-        builder.point((name, "_sum"), self.labels(), None, sum, self.timestamp)?;
-        builder.point((name, "_count"), self.labels(), None, count, self.timestamp)
+        builder.point((name, "_sum"), self.labels(), None, Value::Number(sum), self.timestamp)?;
+        builder.point((name, "_count"), self.labels(), None, Value::Number(count), self.timestamp)
     }
 }
 

@@ -25,6 +25,7 @@ mod families;
 mod float;
 mod limits;
 mod metric_families;
+mod native_histogram;
 mod snappy;
 pub mod text;
 mod write_request;

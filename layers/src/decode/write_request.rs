@@ -120,10 +120,10 @@ impl Walk<'_> {
                 }
                 // Metadata, reserved and unknown fields: carried along.
                 number => {
-                    if number == 3 {
-                        cursor.expect(field, WireType::Len)?;
+                    match number {
+                        3 => metadata(length_delimited(&mut cursor, field)?, start)?,
+                        _ => cursor.skip(field.wire)?,
                     }
-                    cursor.skip(field.wire)?;
                     extend(&mut self.others, start, cursor.offset());
                 }
             }
@@ -316,6 +316,15 @@ fn sample(content: &[u8], at: usize) -> Result<(), WireError> {
     check(content, at, |number| match number {
         1 => Some(WireType::Fixed64),
         2 => Some(WireType::Varint),
+        _ => None,
+    })
+}
+
+/// `MetricMetadata { type = 1 enum, metric_family_name = 2 string, help = 4 string, unit = 5 string }`
+fn metadata(content: &[u8], at: usize) -> Result<(), WireError> {
+    check(content, at, |number| match number {
+        1 => Some(WireType::Varint),
+        2 | 4 | 5 => Some(WireType::Len),
         _ => None,
     })
 }

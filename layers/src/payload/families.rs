@@ -10,12 +10,14 @@ pub struct MetricFamilies {
     pub(crate) refused: Refused,
 }
 
-/// One series with its one sample.
+/// One series with its one sample, a number or a native histogram.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Point {
     pub(crate) labels: Span,
     /// The value's bits: a stale marker is a NaN that must arrive as it is.
     pub(crate) value: u64,
+    /// A native histogram: the fields of remote write's `Histogram` but the timestamp, in `side`. Empty for a number.
+    pub(crate) histogram: Span,
     /// Milliseconds since the epoch.
     pub(crate) timestamp: i64,
 }
@@ -27,21 +29,19 @@ impl SeriesSet for MetricFamilies {
         for index in 0..before {
             let Some(&(mut point)) = self.points.get(index) else { break };
             let mut labels = LabelSet { index, source: &[], side: &mut self.side, block: point.labels, in_side: true };
-            let keep = match edit(&mut labels) {
-                Ok(keep) => keep,
-                Err(error) => {
-                    failed = Some(error);
-                    // What was not looked at stays.
-                    self.points.drain(kept..index);
-                    break;
-                }
-            };
+            let outcome = edit(&mut labels);
             point.labels = labels.block;
-            if keep == Keep::Yes {
+            if !matches!(outcome, Ok(Keep::No)) {
                 if let Some(slot) = self.points.get_mut(kept) {
                     *slot = point;
                 }
                 kept += 1;
+            }
+            if let Err(error) = outcome {
+                failed = Some(error);
+                // What was not looked at stays.
+                self.points.drain(kept..index + 1);
+                break;
             }
         }
         if failed.is_none() {

@@ -143,9 +143,9 @@ impl LabelSet<'_> {
         }
     }
 
-    /// Sets the label `name` to `value`, replacing what is there. An empty value removes it.
+    /// Sets the label `name` to `value`, replacing what is there. An empty value removes it; an empty name is no label.
     pub fn set(&mut self, name: &str, value: &str) {
-        if value.is_empty() {
+        if name.is_empty() || value.is_empty() {
             self.remove(name);
             return;
         }
@@ -186,7 +186,9 @@ impl LabelSet<'_> {
             return;
         }
         let to = self.side.len();
-        if self.in_side {
+        if self.block.len() == 0 {
+            // An empty block may lie behind the end: the series before it can have become shorter.
+        } else if self.in_side {
             self.side.extend_from_within(self.block.start as usize..self.block.end as usize);
         } else {
             self.side.extend_from_slice(self.block.of(self.source));

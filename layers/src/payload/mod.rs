@@ -96,7 +96,7 @@ pub trait SeriesSet {
     /// Shows each series' labels to `edit` once, in the order they arrived.
     ///
     /// # Errors
-    /// The first error of `edit`; series behind it were not looked at.
+    /// The first error of `edit`. Its series stays, with the labels as `edit` left them; series behind it were not looked at.
     fn try_edit<E>(&mut self, edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E>;
 
     /// Series in the payload.

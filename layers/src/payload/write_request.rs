@@ -126,25 +126,23 @@ impl SeriesSet for WriteRequest {
             let in_side = series.has(flag::LABELS_IN_SIDE);
             let mut labels =
                 LabelSet { index, source: &self.source, side: &mut self.side, block: series.labels, in_side };
-            let keep = match edit(&mut labels) {
-                Ok(keep) => keep,
-                Err(error) => {
-                    failed = Some(error);
-                    // What was not looked at stays.
-                    self.series.drain(kept..index);
-                    break;
-                }
-            };
+            let outcome = edit(&mut labels);
             if labels.in_side != in_side || labels.block != series.labels {
                 series.labels = labels.block;
                 series.state |= flag::LABELS_IN_SIDE;
                 changed = true;
             }
-            if keep == Keep::Yes {
+            if !matches!(outcome, Ok(Keep::No)) {
                 if let Some(slot) = self.series.get_mut(kept) {
                     *slot = series;
                 }
                 kept += 1;
+            }
+            if let Err(error) = outcome {
+                failed = Some(error);
+                // What was not looked at stays.
+                self.series.drain(kept..index + 1);
+                break;
             }
         }
         if failed.is_none() {
