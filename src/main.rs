@@ -22,7 +22,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code, line }) => {
-            eprintln!("{line}");
+            // A flag's value may hold line breaks, and is quoted as it is.
+            eprintln!("{}", line.replace(char::is_control, " "));
             ExitCode::from(code)
         }
     }
@@ -66,7 +67,7 @@ fn run() -> Result<(), Failure> {
     let dev = matches!(command_line.command, Some(Command::Dev));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if dev {
-        return Ok(runtime.block_on(dev::run(until_told_to_stop()))?);
+        return Ok(runtime.block_on(async { dev::run(until_told_to_stop()).await })?);
     }
     let config = Config::new(command_line.flags)?;
     log::init(config.log_level);

@@ -1,6 +1,6 @@
 //! The command line as it is written, before it means anything.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -130,6 +130,27 @@ pub struct Flags {
     #[arg(long, value_name = "LEVEL", help_heading = "Logs")]
     pub log_level: Option<String>,
     /// Log outgoing requests at debug, without bodies or credentials.
-    #[arg(short, long, help_heading = "Logs")]
+    #[arg(
+        short,
+        long,
+        help_heading = "Logs",
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        value_parser = go_bool
+    )]
     pub verbose: bool,
+}
+
+/// `-v`, `-v=false`: what Go's `strconv.ParseBool` takes, and the empty value.
+fn go_bool(value: &str) -> Result<bool, &'static str> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),
+        _ => Err("this is neither true nor false"),
+    }
 }
