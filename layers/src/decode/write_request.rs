@@ -284,6 +284,23 @@ struct Label<'a> {
 
 #[inline]
 fn label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
+    match short_label(content) {
+        Some(label) => Ok(label),
+        None => any_label(content, at),
+    }
+}
+
+/// A canonical label whose name and value are shorter than 128 bytes: all but all of them.
+#[inline]
+fn short_label(content: &[u8]) -> Option<Label<'_>> {
+    let (&[0x0a, name_len], rest) = content.split_first_chunk()? else { return None };
+    let (name, rest) = rest.split_at_checked(usize::from(name_len))?;
+    let (&[0x12, value_len], value) = rest.split_first_chunk()? else { return None };
+    let canonical = name_len < 0x80 && value_len < 0x80 && value.len() == usize::from(value_len);
+    canonical.then_some(Label { name, value, canonical })
+}
+
+fn any_label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
     let mut cursor = Cursor::within(content, at);
     let mut label = Label { name: &[], value: &[], canonical: true };
     let mut next = 1;

@@ -1,0 +1,192 @@
+//! Every limit, at it and one over it: the reason, and the line that the sender reads.
+
+use std::time::Duration;
+
+use infogw_layers::{
+    clock::ManualClock,
+    decode::{DecodeError, DecodeLimits, Decoder, MetricFamiliesDecoder, WriteRequestDecoder},
+    payload::{MetricFamilies, SeriesSet, WriteRequest},
+    rejection::{Reason, Rejection},
+};
+use infogw_proto::prometheus as prom;
+use prost::Message;
+
+use crate::{DELIMITED, TEXT, block, families, framed};
+
+fn limits() -> DecodeLimits {
+    DecodeLimits {
+        body: 400,
+        decoded: 300,
+        series: 3,
+        labels: 3,
+        label_name: 8,
+        label_value: 10,
+        unrepeatable: vec!["_id".into()],
+    }
+}
+
+fn series(labels: &[(&str, &str)]) -> prom::TimeSeries {
+    let label = |&(name, value): &(&str, &str)| prom::Label { name: name.to_owned(), value: value.to_owned() };
+    prom::TimeSeries { labels: labels.iter().map(label).collect(), ..Default::default() }
+}
+
+fn receive(timeseries: Vec<prom::TimeSeries>) -> Result<WriteRequest, DecodeError> {
+    let message = prom::WriteRequest { timeseries, ..Default::default() }.encode_to_vec();
+    WriteRequestDecoder::new(limits()).decode((), block(&message))
+}
+
+fn upload(text: &str) -> Result<MetricFamilies, DecodeError> {
+    let decoder = MetricFamiliesDecoder::new(limits()).clock(ManualClock::new()).max_age(Duration::from_secs(60));
+    families(&decoder, TEXT, "", text.to_owned().into())
+}
+
+/// Milliseconds, `seconds` from now.
+fn at(seconds: i64) -> i64 {
+    (ManualClock::START.as_secs() as i64 + seconds) * 1000
+}
+
+#[track_caller]
+fn refused<T>(answer: Result<T, DecodeError>, reason: Reason, line: &str) {
+    let rejection = Rejection::from(answer.err().expect("it is over a limit"));
+    assert_eq!((rejection.reason(), rejection.status(), rejection.detail()), (reason, reason.status(), line));
+    assert!(!line.contains(char::is_control));
+}
+
+#[test]
+fn too_many_series_refuse_a_write_request() {
+    let up = || series(&[("__name__", "up")]);
+    assert_eq!(receive(vec![up(); 3]).unwrap().series(), 3);
+    let line = "the request has more than 3 series; send fewer at a time";
+    refused(receive(vec![up(); 4]), Reason::TooManySeries, line);
+    // A refused series counts, too: refusing costs as much as taking.
+    refused(receive(vec![series(&[("__name__", "far too long for this")]); 4]), Reason::TooManySeries, line);
+}
+
+/// In a write request a series over a limit is left out, its neighbours stay, and the first one is told of.
+#[test]
+fn a_series_over_a_limit_is_left_out() {
+    let bad_utf8 = |message: Vec<u8>| {
+        let at = message.windows(4).position(|bytes| bytes == b"what").unwrap();
+        [&message[..at], b"\xff\xfe\xfd\xfc", &message[at + 4..]].concat()
+    };
+    let rows: [(&[(&str, &str)], &str); 9] = [
+        (&[("__name__", "up"), ("a", "1"), ("b", "2"), ("c", "3")], "it has more than 3 labels; drop some"),
+        (&[("123456789", "x"), ("__name__", "up")], "a label name is longer than 8 bytes; shorten or drop it"),
+        (&[("__name__", "up"), ("a", "12345678901")], "a label value is longer than 10 bytes; shorten or drop it"),
+        (&[("__name__", "up"), ("_id", "c1"), ("_id", "c2")], "a label of `_id` stands there twice; send it once"),
+        (&[("_id", "c1"), ("__name__", "up"), ("_id", "c1")], "a label of `_id` stands there twice; send it once"),
+        (&[("__name__", "up"), ("_id", "c1"), ("_id", "")], "a label of `_id` stands there twice; send it once"),
+        (&[("_id", ""), ("_id", "c1"), ("__name__", "up")], "a label of `_id` stands there twice; send it once"),
+        (&[("__name__", "up"), ("a", "what")], "a label is not UTF-8; drop it"),
+        (&[("what", "a"), ("__name__", "up")], "a label is not UTF-8; drop it"),
+    ];
+    for (labels, what) in rows {
+        let good = || series(&[("__name__", "good"), ("a", "1234567890"), ("_id", "c1")]);
+        let timeseries = vec![good(), series(labels), good()];
+        let mut message = prom::WriteRequest { timeseries, ..Default::default() }.encode_to_vec();
+        if what.contains("UTF-8") {
+            message = bad_utf8(message);
+        }
+        let mut payload = WriteRequestDecoder::new(limits()).decode((), block(&message)).unwrap();
+        assert_eq!((payload.series(), payload.received()), (2, None), "{labels:?}");
+        let rejection = payload.refused().rejection().unwrap();
+        let line = format!("series 2 `up`: {what}; 1 of 3 series refused");
+        assert_eq!(
+            (rejection.reason(), rejection.status().as_u16(), rejection.detail()),
+            (Reason::InvalidSeries, 400, &*line)
+        );
+    }
+    // At every limit: three labels, a name of eight bytes, a value of ten; of a label that may repeat the first counts.
+    let mut payload = receive(vec![series(&[("12345678", "1234567890"), ("a", "1"), ("a", "2")])]).unwrap();
+    assert!(payload.refused().rejection().is_none());
+    assert_eq!(
+        crate::shown(&mut payload),
+        [[("12345678".to_owned(), "1234567890".to_owned()), ("a".to_owned(), "1".to_owned())]]
+    );
+}
+
+/// Families are refused whole, as telemeter-server does it.
+#[test]
+fn one_series_over_a_limit_refuses_families() {
+    let now = at(0);
+    let line = |what: &str| format!("series 2 `up`: {what}");
+    let rows = [
+        ("up{a=\"1\",b=\"2\",c=\"3\"} 1 NOW", line("it has more than 3 labels; drop some")),
+        ("up{a23456789=\"x\"} 1 NOW", line("a label name is longer than 8 bytes; shorten or drop it")),
+        ("up{a=\"12345678901\"} 1 NOW", line("a label value is longer than 10 bytes; shorten or drop it")),
+        ("up{_id=\"c1\",_id=\"c2\"} 1 NOW", line("a label of `_id` stands there twice; send it once")),
+        ("up{_id=\"c1\",_id=\"\"} 1 NOW", line("a label of `_id` stands there twice; send it once")),
+        (
+            "up234567890 1 NOW",
+            "series 2 `up234567890`: a label value is longer than 10 bytes; shorten or drop it".to_owned(),
+        ),
+    ];
+    for (second, line) in rows {
+        let text = format!("good{{a=\"1234567890\",_id=\"c1\"}} 1 NOW\n{second}\n").replace("NOW", &now.to_string());
+        refused(upload(&text), Reason::InvalidSeries, &line);
+    }
+    let text = |count: usize| (0..count).map(|n| format!("up{{a=\"{n}\"}} 1 {now}\n")).collect::<String>();
+    assert_eq!(upload(&text(3)).unwrap().series(), 3);
+    refused(upload(&text(4)), Reason::TooManySeries, "the request has more than 3 series; send fewer at a time");
+}
+
+#[test]
+fn timestamps_are_there_fresh_and_ascending() {
+    let line = |what: &str| format!("series 2 `up`: {what}");
+    let missing = line("it has no timestamp; push what /federate gives");
+    let old = line("its timestamp is too old; push fresh samples and check the clock");
+    let descending = line("its timestamp is before the one above it; sort each family by time");
+    let text = |first: i64, second: String| format!("up{{a=\"1\"}} 1 {first}\nup{{a=\"2\"}} 1{second}\n");
+    refused(upload(&text(at(0), String::new())), Reason::Timestamp, &missing);
+    refused(upload(&text(at(0), format!(" {}", at(-60) - 1))), Reason::Timestamp, &old);
+    refused(upload(&text(at(0), format!(" {}", at(0) - 1))), Reason::Timestamp, &descending);
+    // The oldest that passes, two at the same time, a family of its own, and the future.
+    for (first, second) in [(at(-60), at(-60)), (at(0), at(0)), (at(0), at(9999))] {
+        assert_eq!(upload(&text(first, format!(" {second}"))).unwrap().series(), 2);
+    }
+    assert_eq!(upload(&format!("up 1 {}\ndown 1 {}\n", at(0), at(-60))).unwrap().series(), 2);
+}
+
+/// What arrives, what it claims to become, and what it becomes.
+#[test]
+fn bytes_are_counted_before_and_after_decompression() {
+    let text = |len: usize| format!("#{}\n", "x".repeat(len - 2));
+    let too_large = |what, limit| format!("the {what} is larger than {limit} bytes; send less at a time");
+    upload(&text(300)).unwrap();
+    refused(upload(&text(301)), Reason::TooLarge, &too_large("body", 300));
+    let packed =
+        |text: String| families(&MetricFamiliesDecoder::new(limits()), TEXT, "snappy", framed(text.as_bytes()));
+    packed(text(300)).unwrap();
+    refused(packed(text(301)), Reason::TooLarge, &too_large("decoded body", 300));
+
+    let unknown = |len: usize| crate::bytes::bytes_field(15, &vec![0; len - 3]);
+    let receive = |message: Vec<u8>| WriteRequestDecoder::new(limits()).decode((), block(&message));
+    receive(unknown(300)).unwrap();
+    refused(receive(unknown(301)), Reason::TooLarge, &too_large("decoded body", 300));
+
+    // 4 GB claimed by six bytes.
+    let claim = b"\xff\xff\xff\xff\x0f\x00".to_vec();
+    refused(
+        WriteRequestDecoder::new(limits()).decode((), claim.into()),
+        Reason::Malformed,
+        "the body of 6 bytes claims to be 4294967295 bytes, which snappy cannot do; send it whole",
+    );
+}
+
+#[test]
+fn what_is_no_body_is_told_how_to_be_one() {
+    let receive = |body: &'static [u8]| WriteRequestDecoder::default().decode((), body.into());
+    let decoder = crate::expansion::decoder();
+    let upload = |encoding, body: &'static [u8]| families(&decoder, DELIMITED, encoding, body.into());
+    let not_block = "the body is not a snappy block; compress it as remote write asks for";
+    for body in [&b""[..], b"\x05", b"\x03abc", b"\xff\xff\xff\xff\xff\x01"] {
+        refused(receive(body), Reason::Malformed, not_block);
+    }
+    let not_framed = "the body is not snappy in its framed format; send it whole and framed";
+    for body in [&b"abc"[..], b"\xff\x06\x00\x00sNaPpX", b"\xff\x06\x00\x00sNaPpY\x00"] {
+        refused(upload("snappy", body), Reason::Malformed, not_framed);
+    }
+    let protobuf = "the body is not the protobuf message it should be: ";
+    refused(receive(b"\x02\x04\x0a\x09"), Reason::Malformed, &format!("{protobuf}the message is cut off at byte 1"));
+    refused(upload("", b"\x09"), Reason::Malformed, &format!("{protobuf}the message is cut off at byte 0"));
+}
