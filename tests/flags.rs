@@ -1,0 +1,445 @@
+//! Flags as an operator gives them: a wrong one is one line and exit code 64 before anything listens, a right one does what the
+//! contract says.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// Keys of every kind.
+#[allow(dead_code)]
+#[path = "../layers/tests/jwt/fixtures.rs"]
+mod fixtures;
+mod support;
+
+use std::{io::Write as _, net::TcpListener};
+
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use serde_json::{Value, json};
+use support::{
+    Gateway, World, http,
+    payload::{composite_token, series, write_body},
+    process::Exit,
+    world::{PULL_SECRET, TEXT, now, spelt},
+};
+use tempfile::NamedTempFile;
+
+/// What there must be.
+const GOOD: [&str; 2] = ["--authorize=http://localhost/", "--forward-url=http://localhost/"];
+
+/// Flags that are accepted now: those of the contract, and ours.
+const ACCEPTED: [&str; 36] = [
+    "--listen",
+    "--listen-internal",
+    "--authorize",
+    "--forward-url",
+    "--tenant-id",
+    "--tenant-key",
+    "--partition-label",
+    "--label",
+    "--elide-label",
+    "--receive-label",
+    "--receive-elide-label",
+    "--required-label",
+    "--whitelist",
+    "--whitelist-file",
+    "--limit-bytes",
+    "--limit-receive-bytes",
+    "--ratelimit",
+    "--shared-key",
+    "--token-expire-seconds",
+    "--log-level",
+    "--verbose",
+    "--receive-tenant-id",
+    "--cluster-label-check",
+    "--cluster-delegations-file",
+    "--insecure-accept-any-token",
+    "--limit-receive-decoded-bytes",
+    "--limit-series",
+    "--limit-labels",
+    "--limit-label-name-bytes",
+    "--limit-label-value-bytes",
+    "--limit-receive-label-name-bytes",
+    "--limit-receive-label-value-bytes",
+    "--limit-in-flight",
+    "--help",
+    "--version",
+    "-v",
+];
+
+/// Flags of the contract whose parts do not work yet.
+const LATER: [&str; 16] = [
+    "--tls-key",
+    "--tls-crt",
+    "--internal-tls-key",
+    "--internal-tls-crt",
+    "--oidc-issuer",
+    "--client-id",
+    "--client-secret",
+    "--oidc-audience",
+    "--memcached",
+    "--memcached-expire",
+    "--memcached-interval",
+    "--internal.tracing.service-name",
+    "--internal.tracing.endpoint",
+    "--internal.tracing.endpoint-type",
+    "--internal.tracing.sampling-fraction",
+    "--receive-ratelimit",
+];
+
+#[tokio::test]
+async fn a_wrong_flag_is_one_line_and_64() {
+    let wrong: &[(&[&str], &str)] = &[
+        (&["--nope"], "'--nope'"),
+        (&["-x"], "'-x'"),
+        (&["extra"], "'extra'"),
+        (&["--listen"], "a value is required for '--listen"),
+        (&["--listen=nowhere"], "--listen: `nowhere` is not an address like 0.0.0.0:9003"),
+        (&["--listen=127.0.0.1:port"], "--listen: `127.0.0.1:port` is not an address"),
+        (&["--listen-internal=127.0.0.1"], "--listen-internal: `127.0.0.1` is not an address"),
+        (&["--authorize=registrations"], "--authorize: `registrations` is not an http:// or https:// URL"),
+        (&["--authorize=ftp://localhost/"], "--authorize: `ftp://localhost/`"),
+        (&["--authorize=http://local host/"], "--authorize: `http://local host/` is not a URL"),
+        (&["--authorize="], "--authorize is required"),
+        (&["--insecure-accept-any-token"], "--authorize and --insecure-accept-any-token exclude each other"),
+        (&["--forward-url="], "--forward-url is required"),
+        (&["--forward-url=/receive"], "--forward-url: `/receive`"),
+        (&["--tenant-id=a\nb"], "--tenant-id: `a b` cannot stand in a header"),
+        (&["--receive-tenant-id=a\u{7f}"], "--receive-tenant-id: "),
+        (&["--shared-key=/nonexistent"], "--shared-key: /nonexistent: No such file"),
+        (&["--shared-key=/dev/null"], "--shared-key: holds no private key"),
+        (&["--token-expire-seconds=day"], "--token-expire-seconds: `day` is not a whole number from 0 up"),
+        (&["--token-expire-seconds=-1"], "--token-expire-seconds: `-1`"),
+        (&["--token-expire-seconds=0"], "--token-expire-seconds: a token lives 1 second to 10 years"),
+        (&["--token-expire-seconds=999999999999"], "--token-expire-seconds: a token lives"),
+        (&["--partition-label=1d"], "--partition-label: `1d` is not a label name"),
+        (&["--required-label=env"], "--required-label: `env` is not name=value"),
+        (&["--required-label=_id=c1"], "--required-label: `_id` is the --partition-label"),
+        (&["--label=a=b,region"], "--label: `region` is not name=value"),
+        (&["--label=a-b=c"], "--label: `a-b` is not a label name"),
+        (&["--receive-label==c"], "--receive-label: `` is not a label name"),
+        (&["--elide-label=a b"], "--elide-label: `a b` is not a label name"),
+        (&["--receive-elide-label=a.b"], "--receive-elide-label: `a.b` is not a label name"),
+        (&["--whitelist=up{"], "--whitelist: `up{`: column 4"),
+        (&["--whitelist=up{\nx"], "--whitelist: `up{ x`"),
+        (&["--whitelist={__name__=~\"(\"}"], "--whitelist: "),
+        (&["--whitelist-file=/nonexistent"], "--whitelist-file: /nonexistent: No such file"),
+        (&["--cluster-label-check=maybe"], "--cluster-label-check: `maybe` is none of enforce, count, off"),
+        (&["--cluster-delegations-file=/nonexistent"], "--cluster-delegations-file: /nonexistent: No such file"),
+        (&["--ratelimit=5"], "--ratelimit: `5` is not a duration; write it like 4m30s"),
+        (&["--ratelimit=-5s"], "--ratelimit: `-5s`"),
+        (&["--ratelimit=1d"], "--ratelimit: `1d`"),
+        (&["--limit-bytes=500k"], "--limit-bytes: `500k` is not a whole number"),
+        (&["--limit-receive-bytes=-1"], "--limit-receive-bytes: `-1`"),
+        (&["--limit-receive-decoded-bytes=x"], "--limit-receive-decoded-bytes: `x`"),
+        (&["--limit-series=x"], "--limit-series: `x`"),
+        (&["--limit-labels=1.5"], "--limit-labels: `1.5`"),
+        (&["--limit-label-name-bytes=x"], "--limit-label-name-bytes: `x`"),
+        (&["--limit-label-value-bytes=x"], "--limit-label-value-bytes: `x`"),
+        (&["--limit-receive-label-name-bytes=x"], "--limit-receive-label-name-bytes: `x`"),
+        (&["--limit-receive-label-value-bytes=x"], "--limit-receive-label-value-bytes: `x`"),
+        (&["--limit-in-flight=0"], "--limit-in-flight: at least 1"),
+        (&["--log-level=loud"], "--log-level: `loud` is none of debug, info, warn, error"),
+        (&["--verbose=perhaps"], "'perhaps'"),
+    ];
+    let taken = Taken::new();
+    for (flags, says) in wrong {
+        assert_refused(&taken.run(flags).await, flags, says);
+    }
+    for flag in LATER {
+        assert_refused(&taken.run(&[flag, "x"]).await, &[flag], &format!("'{flag}'"));
+        assert_refused(&taken.run(&[&format!("{flag}=x")]).await, &[flag], &format!("'{flag}'"));
+    }
+    assert_refused(&Gateway::run_to_exit([""; 0]).await, &[], "--authorize is required");
+
+    // All of these were found before anything listened: what is right fails at the address.
+    let exit = taken.run(&[]).await;
+    assert_eq!((exit.code(), exit.stderr.lines().count()), (69, 1), "{exit:?}");
+    assert!(exit.stderr.contains("--listen: Address already in use"), "{exit:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_line_in_a_file_is_named() {
+    let taken = Taken::new();
+    for (flag, text, line) in
+        [("--whitelist-file", "# rules\n\nup\n{broken\n", 4), ("--cluster-delegations-file", "m1: [h1]\nm2 [h2]\n", 2)]
+    {
+        let file = file(text.as_bytes());
+        let path = file.path().display();
+        let flag = format!("{flag}={path}");
+        assert_refused(&taken.run(&[&flag]).await, &[&flag], &format!("{path}:{line}:"));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_sign_is_refused() {
+    let taken = Taken::new();
+    for (key, says) in [
+        (fixtures::P256_PUBLIC, "holds no private key"),
+        (fixtures::ENCRYPTED_PKCS8, "encrypted"),
+        (fixtures::ENCRYPTED_SEC1, "encrypted"),
+        (fixtures::RSA_1024_PKCS1, "2048 to 8192 bits"),
+        (fixtures::P224_PKCS8, "P-256, P-384 or P-521"),
+        (fixtures::ED25519_PKCS8, "P-256, P-384 or P-521"),
+    ] {
+        let file = file(key.as_bytes());
+        let flag = format!("--shared-key={}", file.path().display());
+        let exit = taken.run(&[&flag]).await;
+        assert_refused(&exit, &[&flag], says);
+        assert!(exit.stderr.starts_with("error: --shared-key: "), "{exit:?}");
+    }
+}
+
+#[tokio::test]
+async fn help_and_version() {
+    let exit = Gateway::run_to_exit(["--version"]).await;
+    let version = format!("infogw-proxy {}", env!("CARGO_PKG_VERSION"));
+    assert_eq!((exit.code(), exit.stdout.trim(), exit.stderr.as_str()), (0, version.as_str(), ""));
+
+    let exit = Gateway::run_to_exit(["--help"]).await;
+    assert_eq!((exit.code(), exit.stderr.as_str()), (0, ""));
+    let words = |text: &str| -> Vec<_> {
+        text.split(|c: char| c.is_whitespace() || ",=[]<>".contains(c)).map(str::to_owned).collect()
+    };
+    let told = words(&exit.stdout);
+    for flag in ACCEPTED {
+        assert!(told.iter().any(|word| word == flag), "{flag} is not in the help");
+    }
+    for flag in LATER {
+        assert!(!told.iter().any(|word| word == flag), "{flag} is in the help");
+    }
+    for default in ["0.0.0.0:9003", "localhost:9004", "_id", "4m30s", "512000", "131072", "86400", "info"] {
+        assert!(exit.stdout.contains(&format!("[default: {default}]")), "{default}");
+    }
+}
+
+#[tokio::test]
+async fn empty_means_unset() {
+    // Neither without a value, nor needed here.
+    const OTHERS: [&str; 8] = [
+        "-v",
+        "--help",
+        "--version",
+        "--insecure-accept-any-token",
+        "--authorize",
+        "--forward-url",
+        "--listen",
+        "--listen-internal",
+    ];
+    let empty: Vec<_> = ACCEPTED.iter().filter(|flag| !OTHERS.contains(flag)).map(|flag| format!("{flag}=")).collect();
+    let empty: Vec<_> = empty.iter().map(String::as_str).collect();
+    let world = World::with(&empty).await;
+    // The defaults are in force.
+    let answer = world.gateway.authorize("c1", PULL_SECRET).await.expect_status(200).json();
+    assert_eq!((&answer["expiresInSeconds"], &answer["labels"]), (&json!(86_400), &json!({ "_id": "c1" })));
+    world.upload("c1", &format!("any{{_id=\"c1\"}} 1 {}\n", now())).await.expect_status(200);
+    assert_eq!(world.forwarded().header("thanos-tenant"), Some("FB870BF3-9F3A-44FF-9BF7-D7A047A52F43"));
+    assert!(world.upload("c1", "").await.expect_status(429).retry_after() >= Some(240));
+}
+
+#[tokio::test]
+async fn a_scalar_given_twice_takes_the_last_value() {
+    let flags = [
+        "--log-level=loud",
+        "--log-level=debug",
+        "--tenant-id=first",
+        "--tenant-id",
+        "last",
+        "--ratelimit=x",
+        "--ratelimit=0",
+        "--token-expire-seconds=1",
+        "--token-expire-seconds=",
+    ];
+    let world = World::with(&flags).await;
+    let answer = world.gateway.authorize("c1", PULL_SECRET).await.expect_status(200).json();
+    assert_eq!(answer["expiresInSeconds"], json!(86_400), "the last value is empty, which is unset");
+    for _ in 0..2 {
+        world.upload("c1", &format!("up{{_id=\"c1\"}} 1 {}\n", now())).await.expect_status(200);
+    }
+    assert_eq!(world.upstream.received()[1].header("thanos-tenant"), Some("last"));
+
+    let wrong_last = ["--authorize=http://localhost/", "--authorize=nowhere"];
+    assert_refused(&Taken::new().run(&wrong_last).await, &wrong_last, "--authorize: `nowhere`");
+}
+
+#[tokio::test]
+async fn verbose_logs_outgoing_requests_at_debug() {
+    for (flags, logged) in [
+        (&["--log-level=debug", "-v"][..], true),
+        (&["--log-level=debug", "--verbose=true"], true),
+        (&["--log-level=debug", "-v", "--verbose=false"], false),
+        (&["--log-level=debug"], false),
+        (&["-v"], false),
+    ] {
+        let world = World::with(flags).await;
+        world.upload("c1", &format!("up{{_id=\"c1\"}} 1 {}\n", now())).await.expect_status(200);
+        let logs = world.gateway.stop().await.stderr;
+        for client in ["authorize", "forward"] {
+            let line = logs
+                .lines()
+                .find(|line| line.contains("outgoing request") && line.contains(&format!("client={client}")));
+            assert_eq!(line.is_some(), logged, "{flags:?}: {client}\n{logs}");
+            assert!(line.is_none_or(|line| line.contains("level=debug") && line.contains("method=POST")), "{line:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn durations_are_gos() {
+    for (ratelimit, waits) in
+        [("1h", 3590..=5400), ("1.5m", 88..=136), ("1m30s", 88..=136), ("90000ms", 88..=136), ("+90s", 88..=136)]
+    {
+        let world = World::with(&["--ratelimit", ratelimit]).await;
+        let upload = async || world.upload("c1", &format!("up{{_id=\"c1\"}} 1 {}\n", now())).await;
+        upload().await.expect_status(200);
+        let wait = upload().await.expect_status(429).retry_after().expect("a wait");
+        assert!(waits.contains(&wait), "{ratelimit}: {wait} s");
+    }
+    for off in ["0", "0s"] {
+        let world = World::with(&["--ratelimit", off]).await;
+        for _ in 0..3 {
+            world.upload("c1", &format!("up{{_id=\"c1\"}} 1 {}\n", now())).await.expect_status(200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn rules_hold_commas_and_add_up() {
+    let rules = file(b"# from the file\n\n   {__name__=\"c\",x!=\"2\"}   \n#{__name__=\"d\"}\n");
+    let path = rules.path().display().to_string();
+    let world =
+        World::with(&["--whitelist", r#"{__name__="a",x="1"}"#, "--whitelist", "b", "--whitelist-file", &path]).await;
+    let offered = ["a", "b", "c", "d"]
+        .iter()
+        .flat_map(|name| ["1", "2"].map(|x| series(&[("__name__", name), ("_id", "c1"), ("x", x)], &[(1.0, now())])));
+    world.receive("c1", offered.collect()).await.expect_status(200);
+    let expected = [r#"a{_id="c1",x="1"}"#, r#"b{_id="c1",x="1"}"#, r#"b{_id="c1",x="2"}"#, r#"c{_id="c1",x="1"}"#];
+    assert_eq!(spelt(&world.forwarded()), expected);
+}
+
+#[tokio::test]
+async fn labels_are_comma_separated_and_repeatable() {
+    let flags = [
+        "--label=a=1,b=2",
+        "--label",
+        "c=3",
+        "--elide-label=x",
+        "--elide-label",
+        "y",
+        "--required-label=env=prod,tier=1",
+        "--partition-label=cluster",
+        "--token-expire-seconds=60",
+    ];
+    let world = World::with(&flags).await;
+    let answer = world.gateway.authorize("c1", PULL_SECRET).await.expect_status(200).json();
+    assert_eq!(answer["labels"], json!({ "cluster": "c1", "env": "prod", "tier": "1" }));
+    assert_eq!(answer["expiresInSeconds"], json!(60));
+
+    let upload = async |labels: &str| world.upload("c1", &format!("up{{{labels}}} 1 {}\n", now())).await;
+    let good = r#"cluster="c1",env="prod",tier="1",x="x",y="y",z="z",a="0""#;
+    upload(good).await.expect_status(200);
+    let passed = r#"up{a="1",b="2",c="3",cluster="c1",env="prod",tier="1",z="z"}"#;
+    assert_eq!(spelt(&world.forwarded()), [passed]);
+
+    for (cluster, labels, says) in [
+        ("c2", r#"cluster="c2",env="test",tier="1""#, "label `env` is `test`, this token requires `prod`"),
+        ("c3", r#"cluster="c3",env="prod""#, "label `tier` is missing, this token requires it"),
+    ] {
+        let refused = world.upload(cluster, &format!("up{{{labels}}} 1 {}\n", now())).await.expect_status(400);
+        assert!(refused.reason().contains(says), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_tenant_key_names_the_tenant_in_logs() {
+    let world = World::with(&["--log-level=debug", "--tenant-key=tenant"]).await;
+    let token = json!({ "authorization_token": PULL_SECRET, "cluster_id": "c1", "tenant": "t-7" }).to_string();
+    let body = write_body(vec![series(&[("__name__", "up"), ("_id", "c1")], &[(1.0, now())])]);
+    world.gateway.receive(&BASE64_STANDARD.encode(token), body.clone()).await.expect_status(200);
+    world.gateway.wait_for_log("tenant=t-7 cluster=c1").await;
+    world.gateway.receive(&composite_token(PULL_SECRET, "c2"), body).await.expect_status(400);
+}
+
+#[tokio::test]
+async fn both_listeners_are_where_flags_say() {
+    let world = World::with(&["--listen=[::1]:0", "--listen-internal=:0"]).await;
+    assert!(world.gateway.public_address().starts_with("[::1]:"), "{}", world.gateway.public_address());
+    http::get(&world.gateway.public("/healthz")).await.expect_status(200);
+    let port = world.gateway.internal("").rsplit(':').next().unwrap().to_owned();
+    http::get(&format!("http://127.0.0.1:{port}/healthz")).await.expect_status(200);
+}
+
+/// Each form of key: the tokens that it signs are those of its algorithm, and are accepted.
+#[tokio::test]
+async fn keys_in_every_form_sign() {
+    for (pem, algorithm) in [
+        (fixtures::RSA_PKCS1, "RS256"),
+        (fixtures::RSA_PKCS8, "RS256"),
+        (fixtures::P256_SEC1, "ES256"),
+        (fixtures::P256_PKCS8, "ES256"),
+        (fixtures::P384_SEC1, "ES384"),
+        (fixtures::P384_PKCS8, "ES384"),
+        (fixtures::P521_SEC1, "ES512"),
+        (fixtures::P521_PKCS8, "ES512"),
+    ] {
+        for key in [pem.as_bytes().to_vec(), der(pem)] {
+            let key = file(&key);
+            let world = World::with(&["--shared-key", &key.path().display().to_string()]).await;
+            assert!(
+                !world.gateway.logs().iter().any(|line| line.contains("--shared-key")),
+                "{:?}",
+                world.gateway.logs()
+            );
+            let token = world.token("c1").await;
+            let header = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&header).unwrap()["alg"], algorithm);
+            let line = format!("up{{_id=\"c1\"}} 1 {}\n", now());
+            world.gateway.upload(&token, TEXT, "", line).await.expect_status(200);
+        }
+    }
+}
+
+/// A pair of addresses that somebody else listens on.
+struct Taken {
+    public: TcpListener,
+    internal: TcpListener,
+}
+
+impl Taken {
+    fn new() -> Self {
+        let bind = || TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+        Taken { public: bind(), internal: bind() }
+    }
+
+    /// Runs the gateway there, with [`GOOD`] flags and then these.
+    async fn run(&self, flags: &[&str]) -> Exit {
+        let listen = format!("--listen={}", self.public.local_addr().unwrap());
+        let internal = format!("--listen-internal={}", self.internal.local_addr().unwrap());
+        let args = [listen.as_str(), internal.as_str()].into_iter().chain(GOOD).chain(flags.iter().copied());
+        Gateway::run_to_exit(args).await
+    }
+}
+
+#[track_caller]
+fn assert_refused(exit: &Exit, flags: &[&str], says: &str) {
+    assert_eq!(exit.code(), 64, "{flags:?}: {exit:?}");
+    assert_eq!((exit.stderr.lines().count(), exit.stdout.as_str()), (1, ""), "{flags:?}: {exit:?}");
+    assert!(
+        exit.stderr.starts_with("error: ") && exit.stderr.contains(says),
+        "{flags:?}: {says:?} is not in {:?}",
+        exit.stderr
+    );
+}
+
+fn file(content: &[u8]) -> NamedTempFile {
+    let mut file = NamedTempFile::new().expect("a temporary file");
+    file.write_all(content).expect("a temporary file takes a few bytes");
+    file
+}
+
+/// The bytes of the last block of a PEM file.
+fn der(pem: &str) -> Vec<u8> {
+    let block = pem.trim_end().rsplit("-----BEGIN ").next().unwrap();
+    let base64: String = block.lines().skip(1).take_while(|line| !line.starts_with("-----")).collect();
+    BASE64_STANDARD.decode(base64).expect("PEM holds base64")
+}
