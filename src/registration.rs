@@ -56,7 +56,7 @@ impl Decoder for RegistrationDecoder {
         })
     }
 
-    fn body_limit(&self) -> usize {
+    fn body_limit(&self, _: &Form) -> usize {
         4096
     }
 

@@ -4,7 +4,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use infogw_layers::{
-    authorize::cache::CacheRead,
+    authorize::cache::CacheEvent,
     enforce::Enforced,
     observe::{Exchange, Observe},
     rejection::{Reason, Rejection},
@@ -327,12 +327,13 @@ impl Observe<Translated> for Handler {
     }
 }
 
-impl Observe<CacheRead> for Handler {
-    fn observe(&self, read: &CacheRead) {
+impl Observe<CacheEvent> for Handler {
+    fn observe(&self, event: &CacheEvent) {
         let metrics = self.0.metrics;
-        match read {
-            CacheRead::Hit => metrics.cache_reads.with_label_values(&["hit"]).inc(),
-            CacheRead::Miss => metrics.cache_reads.with_label_values(&["miss"]).inc(),
+        match event {
+            CacheEvent::Hit => metrics.cache_reads.with_label_values(&["hit"]).inc(),
+            CacheEvent::Miss => metrics.cache_reads.with_label_values(&["miss"]).inc(),
+            CacheEvent::Write => metrics.cache_writes.with_label_values(&["success"]).inc(),
         }
     }
 }

@@ -55,13 +55,15 @@ impl Expires for Identity {
     }
 }
 
-/// Whether a credential was found.
+/// What the cache did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CacheRead {
-    /// It was.
+pub enum CacheEvent {
+    /// A grant was at hand.
     Hit,
     /// The authorizer had to be asked.
     Miss,
+    /// What it granted was kept.
+    Write,
 }
 
 /// Keeps grants in memory.
@@ -105,7 +107,7 @@ impl<I, C, O> CacheLayer<I, C, O> {
         CacheLayer { grants: self.grants, clock, observer: self.observer }
     }
 
-    /// Tells `observer` of each read.
+    /// Tells `observer` of each read and write.
     pub fn observed_by<P>(self, observer: P) -> CacheLayer<I, C, P> {
         CacheLayer { grants: self.grants, clock: self.clock, observer }
     }
@@ -143,12 +145,12 @@ where
     A: Service<Cred, Response = Arc<I>> + Clone,
     I: Expires + Send + Sync + 'static,
     C: Clock,
-    O: Observe<CacheRead>,
+    O: Observe<CacheEvent> + Clone,
     Cred: Hash,
 {
     type Response = Arc<I>;
     type Error = A::Error;
-    type Future = CachedFuture<A, I, Cred>;
+    type Future = CachedFuture<A, I, Cred, O>;
 
     /// Always ready: a hit needs no authorizer.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), A::Error>> {
@@ -159,13 +161,14 @@ where
         let key = self.grants.key(&credential);
         let now = self.clock.now();
         let grant = self.grants.store.get(&key).filter(|grant| grant.expires_at().is_none_or(|end| now < end));
-        self.observer.observe(if grant.is_some() { &CacheRead::Hit } else { &CacheRead::Miss });
+        self.observer.observe(if grant.is_some() { &CacheEvent::Hit } else { &CacheEvent::Miss });
         match grant {
             Some(grant) => CachedFuture::Hit { grant: Some(grant) },
             None => CachedFuture::Miss {
                 asking: Oneshot::new(self.authorizer.clone(), credential),
                 grants: self.grants.clone(),
                 key,
+                observer: self.observer.clone(),
             },
         }
     }
@@ -174,7 +177,7 @@ where
 pin_project! {
     /// The future of [`Cached`].
     #[project = CachedProj]
-    pub enum CachedFuture<A: Service<Cred>, I, Cred> {
+    pub enum CachedFuture<A: Service<Cred>, I, Cred, O> {
         /// The grant is at hand.
         #[doc(hidden)]
         Hit { grant: Option<Arc<I>> },
@@ -185,23 +188,26 @@ pin_project! {
             asking: Oneshot<A, Cred>,
             grants: Grants<I>,
             key: u128,
+            observer: O,
         },
     }
 }
 
-impl<A, I, Cred> Future for CachedFuture<A, I, Cred>
+impl<A, I, Cred, O> Future for CachedFuture<A, I, Cred, O>
 where
     A: Service<Cred, Response = Arc<I>>,
     I: Send + Sync + 'static,
+    O: Observe<CacheEvent>,
 {
     type Output = Result<Arc<I>, A::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             CachedProj::Hit { grant } => grant.take().map_or(Poll::Pending, |grant| Poll::Ready(Ok(grant))),
-            CachedProj::Miss { asking, grants, key } => {
+            CachedProj::Miss { asking, grants, key, observer } => {
                 let grant = ready!(asking.poll(cx))?;
                 grants.store.insert(*key, Arc::clone(&grant));
+                observer.observe(&CacheEvent::Write);
                 Poll::Ready(Ok(grant))
             }
         }

@@ -18,8 +18,9 @@ use crate::{
 
 /// Decodes metric families as `/federate` gives them: delimited protobuf or text 0.0.4; framed snappy, identity or none.
 ///
-/// Histograms and summaries become their series (`_bucket` with `le`, `quantile`, `_sum`, `_count`) as they are read, the way a
-/// Prometheus scrape stores them; a native histogram stays one. Every sample needs a timestamp that is not too old and ascends within its family.
+/// Histograms and summaries become their series (`_bucket` with `le`, `quantile`, `_sum`, `_count`) as they are read, spelt
+/// as Prometheus' Go client spells them in text; a native histogram stays one. Every sample needs a timestamp that is not too old
+/// and ascends within its family.
 #[derive(Debug, Clone)]
 pub struct MetricFamiliesDecoder<C = SystemClock> {
     limits: DecodeLimits,
@@ -104,9 +105,10 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
     }
 
     /// The limit counts decoded bytes. Frames of incompressible data are a little longer than what they hold.
-    fn body_limit(&self) -> usize {
+    fn body_limit(&self, format: &Format) -> usize {
         let limit = self.limits.decoded;
-        self.limits.body.min(limit.saturating_add(limit / 1024).saturating_add(64))
+        let slack = if format.framed { limit / 1024 + 64 } else { 0 };
+        self.limits.body.min(limit.saturating_add(slack))
     }
 
     fn decode(&self, format: Format, body: Bytes) -> Result<MetricFamilies, DecodeError> {

@@ -72,8 +72,8 @@ pub trait Decoder {
     /// [`DecodeError::MediaType`] or [`DecodeError::Encoding`] for a body that this decoder does not take.
     fn negotiate(&self, head: &Parts) -> Result<Self::Format, DecodeError>;
 
-    /// The longest body to receive, in bytes on the wire.
-    fn body_limit(&self) -> usize;
+    /// The longest body of this format to receive, in bytes on the wire.
+    fn body_limit(&self, format: &Self::Format) -> usize;
 
     /// Decodes a whole body.
     ///
@@ -251,7 +251,7 @@ where
 /// What can be said before the body is read.
 fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: u64) -> Result<(D::Format, Received), DecodeError> {
     let format = decoder.negotiate(head)?;
-    let limit = decoder.body_limit().min(LARGEST_PAYLOAD);
+    let limit = decoder.body_limit(&format).min(LARGEST_PAYLOAD);
     if declared > limit as u64 {
         return Err(DecodeError::TooLarge { what: "body", limit });
     }

@@ -81,7 +81,7 @@ impl Decoder for WriteRequestDecoder {
         }
     }
 
-    fn body_limit(&self) -> usize {
+    fn body_limit(&self, (): &()) -> usize {
         self.limits.body
     }
 

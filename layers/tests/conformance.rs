@@ -1,0 +1,219 @@
+//! Every layer, under the conformance kit; and what happens at which time, with clocks that stand still.
+#![cfg(all(
+    feature = "authorize",
+    feature = "cache",
+    feature = "decode",
+    feature = "drain",
+    feature = "encode",
+    feature = "enforce",
+    feature = "rate-limit",
+    feature = "respond",
+    feature = "test-util",
+    feature = "translate"
+))]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "conformance/fixtures.rs"]
+mod fixtures;
+#[path = "conformance/time.rs"]
+mod time;
+#[path = "conformance/violations.rs"]
+mod violations;
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use infogw_layers::{
+    authorize::{AuthorizeLayer, BearerToken, Identity, Secret, cache::CacheLayer},
+    clock::ManualClock,
+    conformance::{Conformance, Second},
+    decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder, WriteRequestDecoder},
+    drain::DrainLayer,
+    encode::EncodeLayer,
+    enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
+    observe::ObserveLayer,
+    payload::SeriesSet,
+    rate_limit::{Due, PerCluster, Quota, RateLimitLayer},
+    rejection::Reason,
+    respond::RespondLayer,
+    translate::TranslateLayer,
+};
+use tower::service_fn;
+
+use fixtures::{Pieces, authorizer, bearer, families, unique, witnessed, write_request};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn unit() -> Response<()> {
+    Response::new(())
+}
+
+#[tokio::test]
+async fn observe() {
+    Conformance::computing(ObserveLayer::new(()), || Request::new(()), unit).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain() {
+    let layer = || DrainLayer::new(1000, Duration::from_secs(1));
+    Conformance::computing(layer(), || Request::new(Pieces::of(b"0123456789")), unit).check().await;
+    // The answer waits for the drain's time, and nothing inside waits with it.
+    Conformance::computing(layer(), || Request::new(Pieces::endless()), unit).readiness().await;
+}
+
+#[tokio::test]
+async fn respond() {
+    let layer = RespondLayer::new();
+    Conformance::waiting(layer, || Request::new(()), || Response::new("done".to_owned()))
+        .refusal_in(|response| (response.status() == 503).then_some(Reason::UpstreamUnavailable))
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn authorize() {
+    let layer = AuthorizeLayer::new(BearerToken, service_fn(authorizer));
+    Conformance::waiting(layer, || bearer("c1", ()), unit)
+        .refuses(Reason::Unauthenticated, || Request::new(()))
+        .refuses(Reason::Unauthenticated, || bearer("unknown", ()))
+        .refuses(Reason::AuthorizerRefused, || bearer("refused", ()))
+        .refuses(Reason::AuthorizerThrottled, || bearer("throttled", ()))
+        .refuses(Reason::AuthorizerUnavailable, || bearer("unavailable", ()))
+        .stalls_on(|| bearer("stalled", ()))
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn cache() {
+    let layer = CacheLayer::<Identity>::new(10_000, MINUTE).clock(ManualClock::new());
+    let conformance = Conformance::waiting(layer, || Secret::new(unique()), fixtures::identity);
+    conformance.readiness().await;
+    conformance.clones().await;
+    conformance.cancellation().await;
+    let alike = || {
+        let token = unique();
+        [Secret::new(token.clone()), Secret::new(token)]
+    };
+    conformance.sharing(alike, Second::Answered).await;
+}
+
+#[tokio::test]
+async fn rate_limit() {
+    let once = Quota::one_per(MINUTE).unwrap();
+    let charge = move |request: &Request<u32>| {
+        let key = request.headers().get("host")?.as_bytes().to_vec();
+        Some(Due { key, cost: *request.body(), quota: once })
+    };
+    let from = |host: String, cost| Request::builder().header("host", host).body(cost).unwrap();
+    let conformance =
+        Conformance::computing(RateLimitLayer::new(charge).clock(ManualClock::new()), move || from(unique(), 1), unit)
+            .refuses(Reason::RateLimited, move || from(unique(), 2))
+            .refuses(Reason::Internal, || Request::new(1));
+    conformance.check().await;
+    let alike = || {
+        let host = unique();
+        [from(host.clone(), 1), from(host, 1)]
+    };
+    conformance.sharing(alike, Second::Refused(Reason::RateLimited)).await;
+
+    let per_cluster = RateLimitLayer::new(PerCluster(once)).clock(ManualClock::new());
+    let conformance = Conformance::computing(per_cluster, || witnessed(&unique(), ()), unit)
+        .refuses(Reason::Internal, || Request::new(()));
+    conformance.check().await;
+    let alike = || {
+        let cluster = unique();
+        [witnessed(&cluster, ()), witnessed(&cluster, ())]
+    };
+    conformance.sharing(alike, Second::Refused(Reason::RateLimited)).await;
+
+    // Turned off, it lets all pass.
+    let off = RateLimitLayer::<PerCluster>::optional(None);
+    Conformance::computing(off, || Request::new(()), unit).check().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn decode_write_requests() {
+    let limits = DecodeLimits { body: 1000, series: 2, ..DecodeLimits::default() };
+    let layer = DecodeLayer::new(WriteRequestDecoder::new(limits)).timeout(Duration::from_secs(1));
+    let send = |body| Request::new(body);
+    Conformance::waiting(layer, move || send(Pieces::of(&fixtures::block(2))), unit)
+        .refuses(Reason::MediaType, || {
+            Request::post("/").header("content-type", "text/html").body(Pieces::of(b"")).unwrap()
+        })
+        .refuses(Reason::Encoding, || {
+            Request::post("/").header("content-encoding", "gzip").body(Pieces::of(b"")).unwrap()
+        })
+        .refuses(Reason::TooLarge, move || send(Pieces::of(&[0; 1001])))
+        .refuses(Reason::TooManySeries, move || send(Pieces::of(&fixtures::block(3))))
+        .refuses(Reason::Body, move || send(Pieces::broken()))
+        .refuses(Reason::BodyTimeout, move || send(Pieces::endless()))
+        .refuses(Reason::Malformed, move || send(Pieces::of(b"not snappy")))
+        .stalls_on(move || send(Pieces::endless()))
+        .check()
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn decode_metric_families() {
+    let limits = DecodeLimits { decoded: 100, series: 2, labels: 1, ..DecodeLimits::default() };
+    let decoder = MetricFamiliesDecoder::new(limits).clock(ManualClock::new());
+    let layer = DecodeLayer::new(decoder).timeout(Duration::from_secs(1));
+    let send = |text: &str| Request::new(Pieces::of(text.replace("NOW", &fixtures::now()).as_bytes()));
+    Conformance::waiting(layer, move || send("up 1 NOW\n"), unit)
+        .refuses(Reason::MediaType, || {
+            Request::post("/").header("content-type", "text/html").body(Pieces::of(b"")).unwrap()
+        })
+        .refuses(Reason::Encoding, || {
+            Request::post("/").header("content-encoding", "gzip").body(Pieces::of(b"")).unwrap()
+        })
+        .refuses(Reason::TooLarge, move || send(&"#\n".repeat(51)))
+        .refuses(Reason::TooManySeries, move || send(&"up 1 NOW\n".repeat(3)))
+        .refuses(Reason::Body, || Request::new(Pieces::broken()))
+        .refuses(Reason::BodyTimeout, || Request::new(Pieces::endless()))
+        .refuses(Reason::Malformed, move || send("up one NOW\n"))
+        .refuses(Reason::InvalidSeries, move || send("up{a=\"b\",c=\"d\"} 1 NOW\n"))
+        .refuses(Reason::Timestamp, move || send("up 1\n"))
+        .stalls_on(|| Request::new(Pieces::endless()))
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn enforce() {
+    let layer = || EnforceLabelsLayer::new(LabelPolicy::new("_id").on_offence(OnOffence::RefuseRequest));
+    Conformance::computing(layer(), || witnessed("c1", write_request(&["c1", "c1"])), unit)
+        .refuses(Reason::ClusterLabel, || witnessed("c1", write_request(&["c1", "c2"])))
+        .refuses(Reason::ClusterLabel, || witnessed("c1", write_request(&[""])))
+        .refuses(Reason::InvalidSeries, || witnessed("c1", write_request(&["c1", fixtures::TOO_LONG])))
+        .refuses(Reason::Internal, || Request::new(write_request(&["c1"])))
+        .check()
+        .await;
+    Conformance::computing(layer(), || witnessed("c1", families(&["c1", "c1"])), unit)
+        .refuses(Reason::ClusterLabel, || witnessed("c1", families(&["c1", "c2"])))
+        .refuses(Reason::ClusterLabel, || witnessed("c1", families(&[""])))
+        .refuses(Reason::Internal, || Request::new(families(&["c1"])))
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn translate() {
+    Conformance::computing(TranslateLayer::new(), || Request::new(families(&["c1"])), unit).check().await;
+}
+
+#[tokio::test]
+async fn encode() {
+    Conformance::computing(EncodeLayer::new(), || Request::new(write_request(&["c1"])), unit)
+        .refuses(Reason::InvalidSeries, || Request::new(write_request(&[fixtures::TOO_LONG])))
+        .refuses(Reason::ClusterLabel, || {
+            let mut request = write_request(&[]);
+            request.refused().add(|| infogw_layers::payload::Offence {
+                reason: Reason::ClusterLabel,
+                detail: "series 1 `up`: it is another cluster's".to_owned(),
+            });
+            Request::new(request)
+        })
+        .check()
+        .await;
+}

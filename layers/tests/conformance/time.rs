@@ -1,0 +1,233 @@
+//! What happens when.
+
+use std::{
+    pin::{Pin, pin},
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use infogw_layers::{
+    authorize::{ClusterId, Identity, Secret, cache::CacheEvent, cache::CacheLayer},
+    clock::{Clock, ManualClock},
+    decode::{DecodeLayer, WriteRequestDecoder},
+    drain::{DrainLayer, Drained},
+    payload::{SeriesSet, WriteRequest},
+    rate_limit::{Due, Quota, RateLimitLayer},
+    rejection::{Reason, Rejection},
+    respond::RespondLayer,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, advance},
+};
+use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer};
+use tower_test::mock;
+
+use crate::{
+    MINUTE,
+    fixtures::{Pieces, block, identity},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_body_has_its_time_and_no_more() {
+    let (inner, mut handle) = mock::pair::<Request<WriteRequest>, Response<()>>();
+    let service = DecodeLayer::new(WriteRequestDecoder::default()).timeout(30 * SECOND).layer(inner);
+    let began = Instant::now();
+    let rejection = service.clone().oneshot(Request::new(Pieces::endless())).await.unwrap_err();
+    assert_eq!(began.elapsed(), 30 * SECOND);
+    assert_eq!((rejection.reason(), rejection.status().as_u16()), (Reason::BodyTimeout, 503));
+    assert_eq!(rejection.detail(), "the body did not arrive within 30 s; send it again");
+    assert!(handle.poll_request().is_pending(), "the service inside was called");
+
+    // One that makes it: from then on the time is the inner service's own.
+    let (sender, late) = oneshot::channel();
+    let mut answer = pin!(service.oneshot(Request::new(Late(Some(late)))));
+    assert!(poll(answer.as_mut()).is_pending());
+    advance(30 * SECOND - MILLISECOND).await;
+    assert!(poll(answer.as_mut()).is_pending());
+    sender.send(block(2)).unwrap();
+    assert!(poll(answer.as_mut()).is_pending());
+    let (request, respond) = handle.next_request().await.unwrap();
+    assert_eq!(request.body().series(), 2);
+    advance(60 * SECOND).await;
+    assert!(poll(answer.as_mut()).is_pending());
+    respond.send_response(Response::new(()));
+    assert!(answer.await.is_ok());
+}
+
+/// With tower's own limit of one: while a body dribbles in, and while one is drained, others are served.
+#[tokio::test(start_paused = true)]
+async fn a_slow_sender_stops_nobody() {
+    let (inner, mut handle) = mock::pair::<Request<WriteRequest>, Response<()>>();
+    let service = ServiceBuilder::new()
+        .layer(DrainLayer::new(1000, 10 * SECOND))
+        .layer(RespondLayer::new())
+        .layer(DecodeLayer::new(WriteRequestDecoder::default()).timeout(MINUTE))
+        .layer(LoadShedLayer::new())
+        .layer(ConcurrencyLimitLayer::new(1))
+        .service(inner);
+    let mut dribbling = pin!(service.clone().oneshot(Request::new(Pieces::endless())));
+    let unread = Request::builder().header("content-type", "text/html").body(Pieces::endless()).unwrap();
+    let mut draining = pin!(service.clone().oneshot(unread));
+    for _ in 0..10 {
+        assert!(poll(dribbling.as_mut()).is_pending() && poll(draining.as_mut()).is_pending());
+    }
+    for _ in 0..3 {
+        let served = tokio::spawn(service.clone().oneshot(Request::new(Pieces::of(&block(1)))));
+        handle.next_request().await.unwrap().1.send_response(Response::new(()));
+        assert_eq!(served.await.unwrap().unwrap().status(), 200);
+    }
+    let began = Instant::now();
+    assert_eq!(draining.await.unwrap().status(), 415);
+    assert_eq!(began.elapsed(), 10 * SECOND, "the refusal waits for the drain's time");
+    assert_eq!(dribbling.await.unwrap().status(), 503);
+    assert_eq!(began.elapsed(), MINUTE + 10 * SECOND, "as does this one");
+}
+
+/// While the answer waits for the drain, the service inside is free again.
+#[tokio::test(start_paused = true)]
+async fn nothing_inside_is_held_while_a_body_is_drained() {
+    let (inner, mut handle) = mock::pair::<Request<Drained<Pieces>>, Response<()>>();
+    let layers = (DrainLayer::new(1000, 10 * SECOND), ConcurrencyLimitLayer::new(1));
+    let service = layers.layer(inner);
+    let began = Instant::now();
+    let draining = tokio::spawn(service.clone().oneshot(Request::new(Pieces::endless())));
+    handle.next_request().await.unwrap().1.send_response(Response::new(()));
+    let second = tokio::spawn(service.oneshot(Request::new(Pieces::of(b""))));
+    handle.next_request().await.unwrap().1.send_response(Response::new(()));
+    second.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    draining.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), 10 * SECOND);
+}
+
+/// How an attempt ends, and after how many seconds the next may come.
+#[tokio::test]
+async fn an_attempt_that_fails_here_is_given_back_down_to_one_a_minute() {
+    let quota = Quota::one_per(Duration::from_secs(270)).unwrap();
+    let status = |status: u16| Ok(StatusCode::from_u16(status).unwrap());
+    let rejection = |reason| Err(Some(Rejection::new(reason, "")));
+    let rows = [
+        (status(200), 270),
+        (status(400), 270),
+        (status(429), 270),
+        (status(500), 60),
+        (status(503), 60),
+        (rejection(Reason::ClusterLabel), 270),
+        (rejection(Reason::UpstreamTimeout), 60),
+        (rejection(Reason::Overloaded), 60),
+        // The client hung up: it gets nothing free.
+        (Err(None), 270),
+    ];
+    for (end, wait) in rows {
+        let clock = ManualClock::new();
+        let (inner, mut handle) = mock::pair::<Request<()>, Response<()>>();
+        let charge = move |_: &Request<()>| Some(Due { key: "c1", cost: 1, quota });
+        let service = RateLimitLayer::new(charge).clock(clock.clone()).layer(inner);
+        let mut attempt = Box::pin(service.clone().oneshot(Request::new(())));
+        assert!(poll(attempt.as_mut()).is_pending());
+        let (_, respond) = handle.next_request().await.unwrap();
+        let seen = format!("{end:?}");
+        // An attempt is judged by when it began.
+        clock.advance(10 * SECOND);
+        match end {
+            Ok(status) => {
+                respond.send_response(Response::builder().status(status).body(()).unwrap());
+                assert_eq!(attempt.await.unwrap().status(), status);
+            }
+            Err(Some(rejection)) => {
+                respond.send_error(rejection);
+                attempt.await.unwrap_err();
+            }
+            Err(None) => drop(attempt),
+        }
+        clock.advance(Duration::from_secs(wait - 10) - MILLISECOND);
+        let early = service.clone().oneshot(Request::new(())).await.unwrap_err();
+        assert_eq!((early.reason(), early.wait()), (Reason::RateLimited, Some(MILLISECOND)), "after {seen}");
+        clock.advance(MILLISECOND);
+        let mut again = pin!(service.clone().oneshot(Request::new(())));
+        assert!(poll(again.as_mut()).is_pending(), "after {seen}");
+        handle.next_request().await.unwrap().1.send_response(Response::new(()));
+        assert!(again.await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_grant_is_kept_until_its_identity_ends() {
+    let clock = ManualClock::new();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let seen = events.clone();
+    let (authorizer, mut handle) = mock::pair::<Secret, Arc<Identity>>();
+    let cached = CacheLayer::new(100, MINUTE)
+        .clock(clock.clone())
+        .observed_by(move |event: &CacheEvent| seen.lock().unwrap().push(*event))
+        .layer(authorizer);
+    let ask = || tokio::spawn(cached.clone().oneshot(Secret::new("token")));
+    let until = |end| {
+        let cluster = ClusterId::new("c1").unwrap();
+        Arc::new(Identity { expires_at: Some(end), ..Identity::of(cluster) })
+    };
+
+    // An outage is not kept, nor is a refusal.
+    for reason in [Reason::AuthorizerUnavailable, Reason::AuthorizerRefused] {
+        let asking = ask();
+        handle.next_request().await.unwrap().1.send_error(Rejection::new(reason, ""));
+        let error: BoxError = asking.await.unwrap().unwrap_err();
+        assert_eq!(Rejection::from(error).reason(), reason);
+    }
+    for _ in 0..2 {
+        let asking = ask();
+        handle.next_request().await.unwrap().1.send_response(until(clock.now() + 10 * SECOND));
+        let granted = asking.await.unwrap().unwrap();
+        clock.advance(10 * SECOND - MILLISECOND);
+        assert!(Arc::ptr_eq(&granted, &ask().await.unwrap().unwrap()), "kept");
+        assert!(handle.poll_request().is_pending());
+        clock.advance(MILLISECOND);
+    }
+    use CacheEvent::{Hit, Miss, Write};
+    assert_eq!(*events.lock().unwrap(), [Miss, Miss, Miss, Write, Hit, Miss, Write, Hit]);
+}
+
+/// The store's own clock cannot be held, so this waits until the grant is gone.
+#[tokio::test]
+async fn a_grant_is_kept_no_longer_than_the_cache_may() {
+    let (authorizer, mut handle) = mock::pair::<Secret, Arc<Identity>>();
+    let cached = CacheLayer::new(100, Duration::from_millis(20)).layer(authorizer);
+    for _ in 0..2 {
+        loop {
+            let mut asking = pin!(cached.clone().oneshot(Secret::new("token")));
+            if poll(asking.as_mut()).is_pending() {
+                handle.next_request().await.unwrap().1.send_response(identity());
+                asking.await.unwrap();
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A body that arrives at once, some time.
+struct Late(Option<oneshot::Receiver<Vec<u8>>>);
+
+impl Body for Late {
+    type Data = Bytes;
+    type Error = oneshot::error::RecvError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(receiver) = &mut self.0 else { return Poll::Ready(None) };
+        let body = ready!(Pin::new(receiver).poll(cx));
+        self.0 = None;
+        Poll::Ready(Some(body.map(|body| Frame::data(body.into()))))
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
