@@ -1,5 +1,7 @@
 //! The MSRV that we declare holds for what we depend on, too.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{collections::HashSet, process::Command};
 
 use serde_json::Value;

@@ -253,10 +253,9 @@ async fn a_native_histogram_in_a_federate_answer_stays_one() {
     world.gateway.upload(&token, &content_type, "", federated.body.clone()).await.expect_status(200);
 
     let histogram = from_protobuf_histogram(&federated.body);
-    for (function, expected) in [
-        ("histogram_count", histogram.sample_count_float()),
-        ("histogram_sum", histogram.sample_sum()),
-    ] {
+    for (function, expected) in
+        [("histogram_count", histogram.sample_count_float()), ("histogram_sum", histogram.sample_sum())]
+    {
         let arrived = world.receiver.number(&format!(r#"{function}(app_size_bytes{{_id="n1"}})"#)).await;
         assert_eq!(arrived, Some(expected), "{function}");
     }
@@ -266,7 +265,8 @@ async fn a_native_histogram_in_a_federate_answer_stays_one() {
 
 /// The histogram of the one metric in a federate answer.
 fn from_protobuf_histogram(body: &[u8]) -> infogw_proto::client::Histogram {
-    let family = <infogw_proto::client::MetricFamily as prost::Message>::decode_length_delimited(body).expect("a family");
+    let family =
+        <infogw_proto::client::MetricFamily as prost::Message>::decode_length_delimited(body).expect("a family");
     let [metric] = &family.metric[..] else { panic!("not one metric: {family:?}") };
     metric.histogram.clone().expect("a histogram")
 }
