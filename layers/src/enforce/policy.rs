@@ -16,7 +16,7 @@ pub struct LabelPolicy {
     pub(super) check: ClusterLabelCheck,
     pub(super) on_offence: OnOffence,
     /// None: everything is allowed.
-    allowlist: Option<SelectorSet>,
+    allowlist: Option<Arc<SelectorSet>>,
     set: Vec<(Box<str>, Box<str>)>,
     elide: Vec<Box<str>>,
 }
@@ -75,8 +75,13 @@ impl LabelPolicy {
     /// # Errors
     /// If the selectors together are too large to compile.
     pub fn allow(self, selectors: impl IntoIterator<Item = Selector>) -> Result<Self, SelectorError> {
-        let allowlist = Some(SelectorSet::new(selectors)?).filter(|set| !set.is_empty());
-        Ok(LabelPolicy { allowlist, ..self })
+        Ok(self.allowlist(Arc::new(SelectorSet::new(selectors)?)))
+    }
+
+    /// As [`allow`](Self::allow), with a compiled set that policies may share.
+    #[must_use]
+    pub fn allowlist(self, allowlist: Arc<SelectorSet>) -> Self {
+        LabelPolicy { allowlist: Some(allowlist).filter(|set| !set.is_empty()), ..self }
     }
 
     /// Sets these labels on every series, replacing what is there; after the allowlist, before eliding.
