@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use infogw_layers::{
     describe::{Describe, Row},
     encode::Encoded,
@@ -24,7 +24,9 @@ use tower::{Service, ServiceExt};
 /// How long the upstream has for its answer: telemeter-server's time.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How much of an answer is read, in bytes. The reason stands in its first line.
-const LONGEST_ANSWER: usize = 64 * 1024;
+const LONGEST_ANSWER: usize = 4096;
+/// How long the body of a success is waited for.
+const TRAILING: Duration = Duration::from_millis(200);
 /// The longest `Retry-After` that is passed on.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
@@ -93,9 +95,13 @@ where
             let started = Instant::now();
             let answer = tokio::time::timeout(DEADLINE, async {
                 let (head, body) = answering.await.map_err(|_| Unanswered::Unreachable)?.into_parts();
-                // A success is one whatever follows; a reason that breaks off is none.
-                let body = Limited::new(body, LONGEST_ANSWER).collect().await.map(|body| body.to_bytes());
-                Ok((head.status, head.headers, body.unwrap_or_default()))
+                let reading = beginning(body);
+                let body = match head.status.is_success() {
+                    // It is one whatever follows. What follows is read all the same, or the connection could not be used again.
+                    true => tokio::time::timeout(TRAILING, reading).await.unwrap_or_default(),
+                    false => reading.await,
+                };
+                Ok((head.status, head.headers, body))
             });
             let answer = answer.await.unwrap_or(Err(Unanswered::Late));
             let status = answer.as_ref().ok().map(|(status, ..)| *status);
@@ -137,6 +143,20 @@ impl<C, O> Describe<Request<Full<Bytes>>> for Forward<C, O> {
         ];
         rows.push(Row::new::<Request<Full<Bytes>>>("Forward", reasons));
     }
+}
+
+/// The beginning of a body, as far as it comes.
+async fn beginning<B: Body>(body: B) -> Vec<u8> {
+    let mut body = std::pin::pin!(body);
+    let mut read = Vec::new();
+    while read.len() < LONGEST_ANSWER
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        if let Ok(data) = frame.into_data() {
+            read.put(data.take(LONGEST_ANSWER - read.len()));
+        }
+    }
+    read
 }
 
 /// No answer.
@@ -188,7 +208,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rej
 
 /// At most 512 characters of the reason.
 fn first_line(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body.get(..2048).unwrap_or(body)).into_owned();
+    let text = String::from_utf8_lossy(body).into_owned();
     text.trim_start().lines().next().unwrap_or_default().chars().take(512).collect()
 }
 

@@ -1,16 +1,24 @@
 //! A gateway's life: bind, serve, reload, drain.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
-    client,
+    client::Clients,
     config::{Authorizer, Config},
     route::Router,
     server,
 };
+
+/// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
+/// load looks elsewhere before connections are refused.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long requests in flight then have. With the rest this is less than the 30 seconds that Kubernetes gives.
+const GRACE: Duration = Duration::from_secs(22);
+/// How long the internal listener's have.
+const INTERNAL_GRACE: Duration = Duration::from_secs(2);
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +53,10 @@ impl Gateway {
     /// [`StartError`]. Authorizer and upstream need not be up.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         let metrics = Metrics::new().map_err(|error| StartError::Environment(error.to_string()))?;
-        let client = client::client(config.needs_tls()).map_err(StartError::Environment)?;
+        let clients = Clients::new(config.needs_tls()).map_err(StartError::Environment)?;
         let readiness = Readiness::default();
         Ok(Gateway {
-            router: Router::new(config, metrics, &client, readiness.clone()),
+            router: Router::new(config, metrics, &clients, readiness.clone()),
             public: bind("--listen", &config.listen).await?,
             internal: bind("--listen-internal", &config.listen_internal).await?,
             readiness,
@@ -75,15 +83,20 @@ impl Gateway {
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
         let Gateway { router, public, internal, readiness, metrics } = self;
+        let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
-        let internal = tokio::spawn(server::serve(internal, internal_stopped, move |request| {
+        let internal = server::serve(internal, internal_stopped, INTERNAL_GRACE, move |request| {
             let response = admin::internal(&request, &ready, metrics);
             async move { response }
-        }));
-        let public = tokio::spawn(server::serve(public, stop.clone(), move |request| router.clone().answer(request)));
+        });
+        let internal = tokio::spawn(internal);
+        let public = server::serve(public, public_stopped, GRACE, move |request| router.clone().answer(request));
+        let public = tokio::spawn(public);
         server::told(&mut stop).await;
         readiness.end();
+        tokio::time::sleep(FAREWELL).await;
+        let _ = stop_public.send(true);
         let _ = public.await;
         let _ = stop_internal.send(true);
         let _ = internal.await;

@@ -54,7 +54,7 @@ mod tests {
 
     use crate::{
         admin::metrics::Metrics,
-        client,
+        client::Clients,
         config::{Config, Flags},
         stack::{self, Stack},
     };
@@ -90,11 +90,11 @@ mod tests {
             ..Flags::default()
         };
         let config = Config::new(flags).unwrap();
-        let (metrics, client) = (Metrics::new().unwrap(), client::client(false).unwrap());
+        let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(false).unwrap());
         let stacks = [
-            ("/authorize", rows(&stack::authorize(&config, metrics, &client))),
-            ("/upload", rows(&stack::upload(&config, metrics, &client))),
-            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &client))),
+            ("/authorize", rows(&stack::authorize(&config, metrics, &clients))),
+            ("/upload", rows(&stack::upload(&config, metrics, &clients))),
+            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients))),
         ];
         let tables: Vec<_> = stacks.iter().map(|(name, rows)| table(name, rows)).collect();
         let tables = tables.join("\n");

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+use clap::{
+    CommandFactory as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use infogw_proxy::{
     config::{Command, CommandLine, Config, ConfigError},
     dev,
@@ -115,6 +119,13 @@ fn until_told_to_stop() -> watch::Receiver<bool> {
 
 /// Clap explains itself over several lines; the first one says what is wrong.
 fn first_line(error: &clap::Error) -> String {
+    // After a flag clap takes any argument for a subcommand.
+    if let (ErrorKind::ArgumentConflict, Some(ContextValue::String(argument))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && CommandLine::command().find_subcommand(argument).is_none()
+    {
+        return format!("error: unexpected argument '{argument}' found");
+    }
     let text = error.to_string();
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default().trim_end();

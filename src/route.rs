@@ -1,16 +1,20 @@
 //! Path to stack.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use tower::{ServiceExt, util::BoxCloneSyncService};
+use infogw_layers::{
+    rejection::{Reason, Rejection},
+    respond,
+};
+use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
-    client::HttpClient,
+    client::Clients,
     config::Config,
     stack::{self, Answer, Stack},
 };
@@ -18,40 +22,64 @@ use crate::{
 /// A route: one box, whatever the layers.
 type Route = BoxCloneSyncService<Request<Incoming>, Response<Answer>, Infallible>;
 
-/// The public listener's routes.
+/// The public listener's routes. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Router {
+pub struct Router(Arc<Routes>);
+
+#[derive(Debug)]
+struct Routes {
     authorize: Route,
     upload: Route,
     receive: Route,
+    /// Health, the list of paths, 404; and every route's refusal once the end has come.
+    other: Route,
     readiness: Readiness,
 }
 
 impl Router {
     /// The three stacks, and health.
-    pub fn new(config: &Config, metrics: &'static Metrics, client: &HttpClient, readiness: Readiness) -> Self {
+    pub fn new(config: &Config, metrics: &'static Metrics, clients: &Clients, readiness: Readiness) -> Self {
         fn boxed(stack: impl Stack<Incoming>) -> Route {
             BoxCloneSyncService::new(stack)
         }
-        Router {
-            authorize: boxed(stack::authorize(config, metrics, client)),
-            upload: boxed(stack::upload(config, metrics, client)),
-            receive: boxed(stack::receive(config, metrics, client)),
+        let ready = readiness.clone();
+        let other = service_fn(move |request: Request<_>| {
+            let response = other(&request, &ready).map(Either::Left);
+            async move { Ok(response) }
+        });
+        Router(Arc::new(Routes {
+            authorize: boxed(stack::authorize(config, metrics, clients)),
+            upload: boxed(stack::upload(config, metrics, clients)),
+            receive: boxed(stack::receive(config, metrics, clients)),
+            other: BoxCloneSyncService::new(stack::drain().layer(other)),
             readiness,
-        }
+        }))
     }
 
     /// Answers one request.
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let routes = &*self.0;
         let route = match request.uri().path() {
-            "/metrics/v1/receive" => self.receive,
-            "/upload" => self.upload,
-            "/authorize" => self.authorize,
-            _ => return admin::common(&request, &self.readiness, admin::PUBLIC_PATHS),
+            _ if !routes.readiness.is_ready() => &routes.other,
+            "/metrics/v1/receive" => &routes.receive,
+            "/upload" => &routes.upload,
+            "/authorize" => &routes.authorize,
+            _ => &routes.other,
         };
-        match route.oneshot(request).await {
+        match route.clone().oneshot(request).await {
             Ok(response) => response.map(Either::into_inner),
             Err(never) => match never {},
         }
+    }
+}
+
+fn other<B>(request: &Request<B>, readiness: &Readiness) -> Response<Full<Bytes>> {
+    match request.uri().path() {
+        "/metrics/v1/receive" | "/upload" | "/authorize" => {
+            let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down; send this again");
+            let close = HeaderValue::from_static("close");
+            respond::answer(&rejection.with_header(header::CONNECTION, close))
+        }
+        _ => admin::common(request, readiness, admin::PUBLIC_PATHS),
     }
 }

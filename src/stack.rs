@@ -35,17 +35,17 @@ use tower::{
 
 use crate::{
     admin::metrics::{Handler, Metrics},
-    client::HttpClient,
+    client::Clients,
     config::{Authorizer, Config},
     forward::{Forward, Success},
     registration::{IssueToken, RegistrationCredential, RegistrationDecoder},
 };
 
 /// `POST /upload`: metric families of a cluster that has a token of ours.
-pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
     let handler = metrics.handler("upload");
     let quota = config.ratelimit.and_then(Quota::one_per).map(PerCluster);
-    let forward = forward(config, metrics, client, handler, Success::Ok);
+    let forward = forward(config, metrics, clients, handler, Success::Ok);
     ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
@@ -56,7 +56,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is charged to or checked against an identity.
-        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, handler)))
+        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
         .layer(RateLimitLayer::optional(quota))
         // Turns the body into a payload: before whatever looks at series.
@@ -74,9 +74,9 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
 }
 
 /// `POST /metrics/v1/receive`: remote write of a cluster that brings its own credentials.
-pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
     let handler = metrics.handler("receive");
-    let forward = forward(config, metrics, client, handler, Success::AsUpstream);
+    let forward = forward(config, metrics, clients, handler, Success::AsUpstream);
     ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
@@ -87,7 +87,7 @@ pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clien
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is checked against an identity, and before the body costs memory and time.
-        .layer(AuthorizeLayer::new(TenantLogged::new(config), cluster_authorizer(config, metrics, client, handler)))
+        .layer(AuthorizeLayer::new(TenantLogged::new(config), cluster_authorizer(config, metrics, clients, handler)))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
@@ -102,7 +102,7 @@ pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clien
 
 /// `POST /authorize`: a cluster registers and gets a token. The same layers in another order: the credential's cluster stands in
 /// the body.
-pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, client: &HttpClient) -> impl Stack<B> {
+pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(
         config.signer.clone(),
@@ -125,7 +125,7 @@ pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, cli
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
-        .layer(AuthorizeLayer::new(RegistrationCredential, registrations(config, metrics, client, true)))
+        .layer(AuthorizeLayer::new(RegistrationCredential, registrations(config, metrics, clients, true)))
         .service(issue)
 }
 
@@ -159,14 +159,14 @@ pub trait RequestBody: Body<Data: Send, Error: Into<BoxError> + Send> + Unpin + 
 impl<B> RequestBody for B where B: Body<Data: Send, Error: Into<BoxError> + Send> + Unpin + Send + 'static {}
 
 /// A refused sender may still send this much, for this long, and get its answer.
-fn drain() -> DrainLayer {
+pub fn drain() -> DrainLayer {
     DrainLayer::new(1 << 20, Duration::from_secs(2))
 }
 
 fn forward(
     config: &Config,
     metrics: &'static Metrics,
-    client: &HttpClient,
+    clients: &Clients,
     handler: Handler,
     success: Success,
 ) -> Forward<impl ApiClient + use<>, Handler> {
@@ -174,7 +174,7 @@ fn forward(
         Success::Ok => Some(config.tenant.clone()),
         Success::AsUpstream => config.receive_tenant.clone(),
     };
-    let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(client.clone());
+    let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
     Forward::new(client, config.forward_url.clone(), tenant, success, handler)
 }
 
@@ -199,14 +199,16 @@ impl<C> ApiClient for C where
 
 /// How many grants are kept, and how long those of cluster credentials are.
 const GRANTS: u64 = 1 << 18;
+/// Calls to the authorizer at once, of each route.
+const CALLS: usize = 512;
 const GRANT_LIFE: Duration = Duration::from_secs(5 * 60);
 
 type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;
 
 /// Verifies tokens of ours, each once.
-fn token_authorizer(config: &Config, handler: Handler) -> Authorizing<Secret> {
+fn token_authorizer(config: &Config) -> Authorizing<Secret> {
     let verify = TokenAuthorizer::new(config.verifier.clone(), config.partition_label.as_str());
-    let cached = CacheLayer::new(GRANTS, config.token_lifetime).observed_by(handler).layer(verify);
+    let cached = CacheLayer::new(GRANTS, config.token_lifetime).layer(verify);
     BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
         tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
         identity
@@ -218,20 +220,32 @@ fn token_authorizer(config: &Config, handler: Handler) -> Authorizing<Secret> {
 fn cluster_authorizer(
     config: &Config,
     metrics: &'static Metrics,
-    client: &HttpClient,
+    clients: &Clients,
     handler: Handler,
 ) -> Authorizing<ClusterCredential> {
-    let asking = registrations(config, metrics, client, false);
+    let asking = registrations(config, metrics, clients, false);
     let cached = CacheLayer::new(GRANTS, GRANT_LIFE).observed_by(handler).layer(asking);
     let rules = config.rules.clone();
     BoxCloneSyncService::new(cached.map_response(move |identity| rules.delegate(identity)))
+}
+
+/// What is shed here is the authorizer's being slow, not ours.
+fn busy(rejection: Rejection) -> Rejection {
+    match rejection.reason() {
+        Reason::Overloaded => Rejection::new(
+            Reason::AuthorizerUnavailable,
+            "too many clusters wait for the authorizer; send this again later",
+        )
+        .retry_after(Duration::from_secs(10)),
+        _ => rejection,
+    }
 }
 
 /// The authorizer that flags name.
 fn registrations(
     config: &Config,
     metrics: &'static Metrics,
-    client: &HttpClient,
+    clients: &Clients,
     needs_account: bool,
 ) -> Authorizing<ClusterCredential> {
     match &config.authorizer {
@@ -240,9 +254,16 @@ fn registrations(
             Ok(Arc::new(Identity { account: Some(cluster.as_str().into()), ..Identity::of(cluster) }))
         })),
         Authorizer::Registrations(uri) => {
-            let client = ObserveLayer::new(metrics.client("authorize", config.verbose)).layer(client.clone());
+            let client =
+                ObserveLayer::new(metrics.client("authorize", config.verbose)).layer(clients.authorize.clone());
             let tollbooth = Tollbooth::new(client, uri.clone());
-            BoxCloneSyncService::new(if needs_account { tollbooth.needs_account() } else { tollbooth })
+            let tollbooth = if needs_account { tollbooth.needs_account() } else { tollbooth };
+            let bounded = ServiceBuilder::new()
+                .map_err(|error: BoxError| busy(error.into()))
+                .layer(LoadShedLayer::new())
+                .layer(ConcurrencyLimitLayer::new(CALLS))
+                .service(tollbooth);
+            BoxCloneSyncService::new(bounded)
         }
     }
 }

@@ -101,6 +101,8 @@ async fn metrics_in_text() {
         (r#"http_request_duration_seconds_bucket{code="200",handler="upload",method="post",le="+Inf"}"#, 1.0),
         (r#"http_request_duration_seconds_count{code="200",handler="receive",method="post"}"#, 1.0),
         (r#"http_request_size_bytes_count{code="200",handler="receive",method="post"}"#, 1.0),
+        (r#"http_request_size_bytes_bucket{code="200",handler="receive",method="post",le="524288"}"#, 1.0),
+        (r#"http_request_size_bytes_bucket{code="200",handler="receive",method="post",le="1.048576e+06"}"#, 1.0),
         // The registration, and the grant that is asked for once for two of the writes.
         (r#"client_api_requests_total{client="authorize",code="201",method="post"}"#, 2.0),
         (r#"client_api_requests_total{client="forward",code="200",method="post"}"#, 3.0),
@@ -116,9 +118,10 @@ async fn metrics_in_text() {
         (r#"telemeter_v1_forward_request_duration_seconds_count{status_code="200"}"#, 1.0),
         (r#"telemeter_overwritten_timestamps_total{tense="past"}"#, 1.0),
         (r#"telemeter_overwritten_timestamps_total{tense="future"}"#, 1.0),
-        // Receive's four requests, and the token of the upload.
+        // Receive's four requests. The upload's token is verified here, not looked up there.
         (r#"cache_reads_total{result="hit"}"#, 3.0),
-        (r#"cache_reads_total{result="miss"}"#, 2.0),
+        (r#"cache_reads_total{result="miss"}"#, 1.0),
+        (r#"cache_writes_total{result="success"}"#, 1.0),
     ] {
         let found = value(series);
         assert!(found == expected || expected < 0.0, "{series} is {found}, not {expected}");

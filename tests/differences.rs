@@ -334,13 +334,20 @@ async fn d14_sigterm_drains() {
         async move { support::http::send(request, write_body(vec![named("up", "c1")])).await }
     });
     upstream.wait_for(1).await;
+    // One that has begun a request and goes no further must not keep the gateway from ending.
+    let mut stalled = tokio::net::TcpStream::connect(gateway.public_address()).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stalled, b"POST /upload HTTP/1.1\r\n").await.unwrap();
     gateway.signal("TERM").await;
-    // No longer ready, and no new connections; the internal listener tells so until the end.
+    // No longer ready, and what comes is sent elsewhere; then no new connections. The internal listener tells so until the end.
     support::eventually("readiness to end", async || {
         let reply = support::http::get(&ready).await;
         support::ensure(reply.status == 503 && reply.retry_after().is_some(), || format!("{reply:?}"))
     })
     .await;
+    let bearer = format!("Bearer {}", composite_token(PULL_SECRET, "c1"));
+    let late = hyper::Request::post(gateway.public("/metrics/v1/receive")).header("authorization", bearer);
+    let late = support::http::send(late, write_body(vec![named("up", "c1")])).await.expect_status(503);
+    assert!(late.retry_after().is_some() && late.reason().contains("shutting down"), "{late:?}");
     support::eventually("the public listener to close", async || {
         let request = hyper::Request::get(&public).body(http_body_util::Full::<bytes::Bytes>::default()).unwrap();
         let refused = support::http::try_send(request).await;
@@ -379,6 +386,29 @@ async fn d14_sighup_reloads() {
     world.gateway.signal("HUP").await;
     world.gateway.wait_for_log("msg=\"reloaded the label rules\" selectors=1").await;
     assert_eq!(passed().await, [r#"down{_id="c1"}"#]);
+}
+
+#[tokio::test]
+async fn d14_sighup_does_not_open_the_gate() {
+    let rules = tempfile::NamedTempFile::new().unwrap();
+    let path = rules.path().display().to_string();
+    std::fs::write(rules.path(), "up\n").unwrap();
+    let world = World::with(&["--whitelist-file", &path]).await;
+    for (reloads, emptied) in ["", "# up\n\n"].into_iter().enumerate() {
+        std::fs::write(rules.path(), emptied).unwrap();
+        world.gateway.signal("HUP").await;
+        support::eventually("the refusal", async || {
+            let logs = world.gateway.logs();
+            let refusals = logs.iter().filter(|line| line.contains("not reloaded") && line.contains("no rule in"));
+            support::ensure(refusals.count() == reloads + 1, || format!("{logs:?}"))
+        })
+        .await;
+        let offered = vec![named("up", "c1"), named("down", "c1")];
+        assert!(world.receive("c1", offered).await.status.is_success());
+    }
+    for write in world.upstream.wait_for(2).await {
+        assert_eq!(spelt(&write), [r#"up{_id="c1"}"#]);
+    }
 }
 
 /// A series of this cluster.

@@ -1,11 +1,5 @@
 //! Orders that cannot work do not compile, and the compiler says in words what to do instead.
-#![cfg(all(
-    feature = "decode",
-    feature = "encode",
-    feature = "enforce",
-    feature = "test-util",
-    feature = "translate"
-))]
+#![cfg(all(feature = "decode", feature = "encode", feature = "enforce", feature = "test-util", feature = "translate"))]
 
 use std::convert::Infallible;
 

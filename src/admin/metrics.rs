@@ -26,22 +26,28 @@ pub struct Metrics {
     size: HistogramVec,
     rejections: IntCounterVec,
     client_requests: IntCounterVec,
-    cache_reads: IntCounterVec,
-    cache_writes: IntCounterVec,
-    forwarded: IntCounterVec,
+    /// Hit, miss.
+    cache_reads: [IntCounter; 2],
+    cache_writes: IntCounter,
+    /// Success, error.
+    forwarded: [IntCounter; 2],
     size_limited: IntCounter,
     missing_labels: IntCounter,
     foreign_series: IntCounter,
     processed: IntCounter,
     dropped: IntCounterVec,
     v1_samples: IntCounter,
-    v1_forwarded: IntCounterVec,
+    /// Success, error.
+    v1_forwarded: [IntCounter; 2],
     v1_duration: HistogramVec,
-    tenses: IntCounterVec,
+    /// Past, present, future.
+    tenses: [IntCounter; 3],
 }
 
 /// `prometheus.DefBuckets` of the Go client.
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Up to the time that a forward has.
+const FORWARD_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 const BYTES: &[f64] = &[1024.0, 8192.0, 65536.0, 262_144.0, 524_288.0, 1_048_576.0, 2_097_152.0];
 
 impl Metrics {
@@ -58,6 +64,8 @@ impl Metrics {
         let histograms = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
             register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
         };
+        // Resolved here, which also makes them begin at 0: a rate misses the first event of a counter that appears with it.
+        const OUTCOMES: [&str; 2] = ["success", "error"];
         let by_handler = ["code", "handler", "method"];
         let metrics = Metrics {
             requests: counters("http_requests_total", "Tracks the number of HTTP requests.", &by_handler)?,
@@ -78,13 +86,20 @@ impl Metrics {
                 "A counter for requests from the wrapped client.",
                 &["client", "code", "method"],
             )?,
-            cache_reads: counters("cache_reads_total", "Reads of the authorization cache: hit or miss.", &["result"])?,
-            cache_writes: counters("cache_writes_total", "Writes to the authorization cache.", &["result"])?,
-            forwarded: counters(
-                "telemeter_forward_requests_total",
-                "The number of forwarded remote-write requests.",
-                &["result"],
-            )?,
+            cache_reads: each(
+                &counters("cache_reads_total", "Reads of the authorization cache: hit or miss.", &["result"])?,
+                ["hit", "miss"],
+            ),
+            cache_writes: counters("cache_writes_total", "Writes to the authorization cache.", &["result"])?
+                .with_label_values(&["success"]),
+            forwarded: each(
+                &counters(
+                    "telemeter_forward_requests_total",
+                    "The number of forwarded remote-write requests.",
+                    &["result"],
+                )?,
+                OUTCOMES,
+            ),
             size_limited: counter(
                 "telemeter_receive_size_limited_total",
                 "The number of remote write requests dropped due to body size.",
@@ -110,48 +125,31 @@ impl Metrics {
                 "telemeter_v1_forward_samples_total",
                 "Total number of samples forwarded from uploads.",
             )?,
-            v1_forwarded: counters(
-                "telemeter_v1_forward_requests_total",
-                "Total number of forwarded uploads.",
-                &["result"],
-            )?,
+            v1_forwarded: each(
+                &counters("telemeter_v1_forward_requests_total", "Total number of forwarded uploads.", &["result"])?,
+                OUTCOMES,
+            ),
             v1_duration: histograms(
                 "telemeter_v1_forward_request_duration_seconds",
                 "Tracks the duration of the forwarding requests.",
-                SECONDS,
+                FORWARD_SECONDS,
                 &["status_code"],
             )?,
-            tenses: counters(
-                "telemeter_overwritten_timestamps_total",
-                "Number of timestamps that were in the past, present or future.",
-                &["tense"],
-            )?,
+            tenses: each(
+                &counters(
+                    "telemeter_overwritten_timestamps_total",
+                    "Number of timestamps that were in the past, present or future.",
+                    &["tense"],
+                )?,
+                ["past", "present", "future"],
+            ),
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(&registry, build)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        metrics.start_at_zero();
         Ok(Box::leak(Box::new(metrics)))
-    }
-
-    /// A rate over a counter that appears with its first event misses that event.
-    fn start_at_zero(&self) {
-        for result in ["success", "error"] {
-            self.forwarded.with_label_values(&[result]);
-            self.v1_forwarded.with_label_values(&[result]);
-            self.cache_writes.with_label_values(&[result]);
-        }
-        for tense in ["past", "present", "future"] {
-            self.tenses.with_label_values(&[tense]);
-        }
-        for result in ["hit", "miss"] {
-            self.cache_reads.with_label_values(&[result]);
-        }
-        for route in ["upload", "receive"] {
-            self.dropped.with_label_values(&[route]);
-        }
     }
 
     /// All metrics in the format that `headers` accept, text 0.0.4 unless they ask for delimited protobuf, with its content type.
@@ -160,13 +158,18 @@ impl Metrics {
     /// If a metric does not encode.
     pub fn expose(&self, headers: &HeaderMap) -> Result<(&'static str, Vec<u8>), prometheus::Error> {
         let families = self.registry.gather();
-        let mut body = Vec::with_capacity(32 * 1024);
         if accepts_protobuf(headers) {
+            let mut body = Vec::with_capacity(32 * 1024);
             ProtobufEncoder::new().encode(&families, &mut body)?;
             return Ok((prometheus::PROTOBUF_FORMAT, body));
         }
-        TextEncoder::new().encode(&families, &mut body)?;
-        Ok((TEXT_FORMAT, body))
+        let mut text = String::with_capacity(32 * 1024);
+        TextEncoder::new().encode_utf8(&families, &mut text)?;
+        // The encoder prints no exponents. Go's does from 1e+06 on, and `le` is compared as text.
+        for (ours, gos) in [("le=\"1048576\"", "le=\"1.048576e+06\""), ("le=\"2097152\"", "le=\"2.097152e+06\"")] {
+            text = text.replace(ours, gos);
+        }
+        Ok((TEXT_FORMAT, text.into_bytes()))
     }
 
     /// Handles for one route's requests.
@@ -193,23 +196,33 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
     Ok(collector)
 }
 
-/// Prometheus before 3 always lists text too; the first range that names delimited protobuf decides.
+/// One handle for each value of a counter's one label.
+fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -> [IntCounter; N] {
+    values.map(|value| counter.with_label_values(&[value]))
+}
+
+/// Whether delimited protobuf is asked for no less than anything else (RFC 9110, section 12.5.1).
 fn accepts_protobuf(headers: &HeaderMap) -> bool {
     let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    accept.flat_map(|value| value.split(',')).any(|range| {
+    let (mut protobuf, mut best) = (0.0, 0.0);
+    for range in accept.flat_map(|value| value.split(',')) {
         let mut parts = range.split(';').map(str::trim);
-        let wanted = parts.next() == Some("application/vnd.google.protobuf");
-        let (mut delimited, mut refused) = (true, false);
+        let mut delimited = parts.next() == Some("application/vnd.google.protobuf");
+        let mut weight = 1.0;
         for part in parts {
             match part.split_once('=') {
-                Some(("encoding", encoding)) => delimited = encoding == "delimited",
+                Some(("encoding", encoding)) => delimited &= encoding == "delimited",
                 Some(("proto", proto)) => delimited &= proto == "io.prometheus.client.MetricFamily",
-                Some(("q", q)) => refused = q.parse() == Ok(0.0),
+                Some(("q", q)) => weight = q.parse().unwrap_or(0.0),
                 _ => {}
             }
         }
-        wanted && delimited && !refused
-    })
+        best = f64::max(best, weight);
+        if delimited {
+            protobuf = f64::max(protobuf, weight);
+        }
+    }
+    protobuf > 0.0 && protobuf >= best
 }
 
 /// One route's handles. They are looked up once: by status for the method that all real requests have.
@@ -319,21 +332,19 @@ impl Observe<Enforced<'_>> for Handler {
 impl Observe<Translated> for Handler {
     fn observe(&self, translated: &Translated) {
         let Translated { past, present, future } = *translated;
-        for (tense, count) in [("past", past), ("present", present), ("future", future)] {
-            if count > 0 {
-                self.0.metrics.tenses.with_label_values(&[tense]).inc_by(count);
-            }
+        for (counter, count) in self.0.metrics.tenses.iter().zip([past, present, future]) {
+            counter.inc_by(count);
         }
     }
 }
 
 impl Observe<CacheEvent> for Handler {
     fn observe(&self, event: &CacheEvent) {
-        let metrics = self.0.metrics;
+        let Metrics { cache_reads: [hit, miss], cache_writes, .. } = self.0.metrics;
         match event {
-            CacheEvent::Hit => metrics.cache_reads.with_label_values(&["hit"]).inc(),
-            CacheEvent::Miss => metrics.cache_reads.with_label_values(&["miss"]).inc(),
-            CacheEvent::Write => metrics.cache_writes.with_label_values(&["success"]).inc(),
+            CacheEvent::Hit => hit.inc(),
+            CacheEvent::Miss => miss.inc(),
+            CacheEvent::Write => cache_writes.inc(),
         }
     }
 }
@@ -342,12 +353,15 @@ impl Observe<Forwarded> for Handler {
     fn observe(&self, forwarded: &Forwarded) {
         let metrics = self.0.metrics;
         let done = forwarded.status.is_some_and(|status| status.is_success());
-        let result = if done { "success" } else { "error" };
+        let [success, error] = if self.0.is_receive() { &metrics.forwarded } else { &metrics.v1_forwarded };
+        if done {
+            success.inc()
+        } else {
+            error.inc()
+        }
         if self.0.is_receive() {
-            metrics.forwarded.with_label_values(&[result]).inc();
             return;
         }
-        metrics.v1_forwarded.with_label_values(&[result]).inc();
         if let Some(status) = forwarded.status {
             metrics.v1_duration.with_label_values(&[status.as_str()]).observe(forwarded.elapsed.as_secs_f64());
         }

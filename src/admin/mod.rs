@@ -28,6 +28,11 @@ impl Default for Readiness {
 }
 
 impl Readiness {
+    /// Whether they are.
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// From now on `/healthz/ready` answers 503.
     pub fn end(&self) {
         self.0.store(false, Ordering::Relaxed);
@@ -54,7 +59,7 @@ pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) ->
     match request.uri().path() {
         "/healthz" => reading(request, || with_type("text/plain; charset=utf-8", "ok")),
         "/healthz/ready" => reading(request, || {
-            if readiness.0.load(Ordering::Relaxed) {
+            if readiness.is_ready() {
                 with_type("text/plain; charset=utf-8", "ok")
             } else {
                 answer(&Rejection::new(Reason::Overloaded, "shutting down"))

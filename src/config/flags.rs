@@ -104,7 +104,7 @@ pub struct Flags {
     /// Largest remote-write request, decoded; 0 is unlimited [default: 16777216].
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub limit_receive_decoded_bytes: Option<String>,
-    /// Most series in a request; 0 is unlimited [default: 20000].
+    /// Most series in a request, 4194304 at most; 0 is that most [default: 20000].
     #[arg(long, value_name = "SERIES", help_heading = "Limits")]
     pub limit_series: Option<String>,
     /// Most labels of a series, its name among them; 0 is unlimited [default: 128].

@@ -6,7 +6,13 @@ mod flags;
 mod rules;
 
 use std::{
-    collections::BTreeMap, fmt::Display, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr,
+    collections::BTreeMap,
+    fmt::Display,
+    io,
+    net::{SocketAddr, ToSocketAddrs as _},
+    num::NonZeroUsize,
+    path::PathBuf,
+    str::FromStr,
     time::Duration,
 };
 
@@ -22,6 +28,9 @@ pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
 use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
+
+/// Most series in a request whatever the flags say: payloads count in 32 bits.
+const MOST_SERIES: usize = 1 << 22;
 
 /// A wrong flag, or a wrong combination: one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,9 +148,16 @@ impl Config {
                 "--required-label: `{partition_label}` is the --partition-label, which each token carries anyway"
             );
         }
+        if let Some((name, _)) = required_labels.iter().find(|(_, value)| value.is_empty()) {
+            return wrong!("--required-label: `{name}` has no value, and no series could carry it");
+        }
 
         let bytes = |flag, value, default| number(flag, value, default).map(unlimited_if_zero);
-        let series = bytes("--limit-series", flags.limit_series, 20_000)?;
+        let series = match number("--limit-series", flags.limit_series, 20_000)? {
+            0 => MOST_SERIES,
+            series if series <= MOST_SERIES => series,
+            _ => return wrong!("--limit-series: at most {MOST_SERIES} series"),
+        };
         let labels = bytes("--limit-labels", flags.limit_labels, 128)?;
         let mut unrepeatable: Vec<Box<str>> = vec![partition_label.as_str().into()];
         unrepeatable.extend(required_labels.keys().map(|name| Box::from(name.as_str())));
@@ -178,11 +194,12 @@ impl Config {
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
                 .collect(),
-            upload: Relabel { set: pairs("--label", &flags.label)?, elide: names("--elide-label", flags.elide_label)? },
-            receive: Relabel {
-                set: pairs("--receive-label", &flags.receive_label)?,
-                elide: names("--receive-elide-label", flags.receive_elide_label)?,
-            },
+            upload: relabel(("--label", &flags.label), ("--elide-label", flags.elide_label), &partition_label)?,
+            receive: relabel(
+                ("--receive-label", &flags.receive_label),
+                ("--receive-elide-label", flags.receive_elide_label),
+                &partition_label,
+            )?,
             check: match given(flags.cluster_label_check).as_deref() {
                 None | Some("enforce") => ClusterLabelCheck::Enforce,
                 Some("count") => ClusterLabelCheck::Count,
@@ -193,9 +210,19 @@ impl Config {
             partition_label: partition_label.clone(),
         };
         let tenant = given(flags.tenant_id).unwrap_or_else(|| "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43".to_owned());
+        let listen = addresses("--listen", given(flags.listen), "0.0.0.0:9003")?;
+        let listen_internal = addresses("--listen-internal", given(flags.listen_internal), "localhost:9004")?;
+        // Only the first ones: the others are for hosts where those cannot be had.
+        if let (Some(public), Some(internal)) = (listen.first(), listen_internal.first())
+            && overlap(*public, *internal)
+        {
+            return wrong!(
+                "--listen and --listen-internal: {public} and {internal} overlap; give them different ports"
+            );
+        }
         Ok(Config {
-            listen: addresses("--listen", given(flags.listen), "0.0.0.0:9003")?,
-            listen_internal: addresses("--listen-internal", given(flags.listen_internal), "localhost:9004")?,
+            listen,
+            listen_internal,
             authorizer,
             verifier: TokenVerifier::new(vec![key.verifying_key()]),
             signer: TokenSigner::new(key),
@@ -252,24 +279,49 @@ fn number(flag: &str, value: Option<String>, default: usize) -> Result<usize, Co
 }
 
 fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
-    let url: Uri = value.parse().map_err(|error| ConfigError(format!("{flag}: `{value}` is not a URL: {error}")))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
-        _ => wrong!("{flag}: `{value}` is not an http:// or https:// URL"),
+    // What stands before an @ may be a password.
+    let shown = if value.contains('@') { "the value".to_owned() } else { format!("`{value}`") };
+    let url: Uri = value.parse().map_err(|error| ConfigError(format!("{flag}: {shown} is not a URL: {error}")))?;
+    match (url.scheme_str(), url.authority()) {
+        (_, Some(authority)) if authority.as_str().contains('@') => {
+            wrong!("{flag}: a URL with a user or password is not taken; leave out what stands before the @")
+        }
+        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
+            // A port that is none would be passed over for the scheme's own.
+            if authority.as_str() != authority.host() && authority.port_u16().is_none() {
+                return wrong!("{flag}: {shown} has no port from 0 to 65535 after the colon");
+            }
+            Ok(url)
+        }
+        _ => wrong!("{flag}: {shown} is not an http:// or https:// URL"),
     }
 }
 
-/// Every address that `host:port` stands for; `:port` is all interfaces, as in Go.
+/// Every address that `host:port` stands for, the one to try first in front.
 fn addresses(flag: &str, value: Option<String>, default: &str) -> Result<Vec<SocketAddr>, ConfigError> {
-    use std::net::ToSocketAddrs;
     let value = value.unwrap_or_else(|| default.to_owned());
-    let spelt = if value.starts_with(':') { format!("[::]{value}") } else { value.clone() };
-    let found = spelt.to_socket_addrs().map(Vec::from_iter);
-    match found {
+    match resolve(&value) {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => wrong!("{flag}: `{value}` stands for no address"),
         Err(error) => wrong!("{flag}: `{value}` is not an address like 0.0.0.0:9003: {error}"),
     }
+}
+
+/// As Go's `net.Listen` does: of a name the IPv4 address first; `:port` is all interfaces, IPv6 with IPv4 where there is IPv6.
+fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    if address.starts_with(':') {
+        let (v6, v4) = (format!("[::]{address}"), format!("0.0.0.0{address}"));
+        return Ok(v6.to_socket_addrs()?.chain(v4.to_socket_addrs()?).collect());
+    }
+    let mut found = Vec::from_iter(address.to_socket_addrs()?);
+    found.sort_by_key(SocketAddr::is_ipv6);
+    Ok(found)
+}
+
+/// Whether both cannot be listened on at once. Port 0 is another one each time.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let covers = |all: SocketAddr, one: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
 }
 
 fn header_value(flag: &str, value: &str) -> Result<HeaderValue, ConfigError> {
@@ -283,6 +335,20 @@ fn selectors(flag: &str, rules: &[String]) -> Result<Vec<Selector>, ConfigError>
 
 fn parsed<T: FromStr<Err: Display>>(flag: &str, value: &str) -> Result<T, ConfigError> {
     value.parse().map_err(|error| ConfigError(format!("{flag}: `{value}`: {error}")))
+}
+
+/// The partition label is neither set nor removed: whose a series is would no longer be what was checked.
+fn relabel(set: (&str, &[String]), elide: (&str, Vec<String>), partition_label: &str) -> Result<Relabel, ConfigError> {
+    let relabel = Relabel { set: pairs(set.0, set.1)?, elide: names(elide.0, elide.1)? };
+    let reserved = |name: &str| name == partition_label;
+    let wrong_flag = match &relabel {
+        Relabel { set: labels, .. } if labels.iter().any(|(name, _)| reserved(name)) => set.0,
+        Relabel { elide: labels, .. } if labels.iter().any(|name| reserved(name)) => elide.0,
+        _ => return Ok(relabel),
+    };
+    wrong!(
+        "{wrong_flag}: `{partition_label}` is the --partition-label, which says whose a series is; it stays as it is"
+    )
 }
 
 fn names(flag: &str, values: Vec<String>) -> Result<Vec<String>, ConfigError> {
@@ -310,4 +376,48 @@ fn pairs(flag: &str, values: &[String]) -> Result<Vec<(String, String)>, ConfigE
         pairs.push((label_name(flag, name.to_owned())?, value.to_owned()));
     }
     Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_of_series_is_past_what_payloads_count() {
+        let limits = |series: &str| {
+            let url = Some("http://localhost/".to_owned());
+            let flags = Flags { limit_series: Some(series.to_owned()), ..Flags::default() };
+            let flags = Flags { authorize: url.clone(), forward_url: url, ..flags };
+            Config::new(flags).map(|config| (config.upload_limits.series, config.receive_limits.series))
+        };
+        assert_eq!(limits("").unwrap(), (20_000, 20_000));
+        assert_eq!(limits("0").unwrap(), (MOST_SERIES, MOST_SERIES));
+        assert_eq!(limits("4194304").unwrap(), (MOST_SERIES, MOST_SERIES));
+        assert_eq!(limits("4194305").unwrap_err().to_string(), "--limit-series: at most 4194304 series");
+    }
+
+    #[test]
+    fn addresses_come_in_the_order_to_try() {
+        let found = |value: &str| addresses("--listen", Some(value.to_owned()), "").unwrap();
+        assert_eq!(found(":80"), ["[::]:80".parse().unwrap(), "0.0.0.0:80".parse().unwrap()]);
+        assert_eq!(found("[::1]:80"), ["[::1]:80".parse().unwrap()]);
+        assert_eq!(found("localhost:80")[0], "127.0.0.1:80".parse().unwrap());
+    }
+
+    #[test]
+    fn addresses_overlap_by_port_and_interface() {
+        for (a, b, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[::1]:80", false),
+            ("[::]:80", "127.0.0.1:80", true),
+            ("[::]:80", "0.0.0.0:80", true),
+        ] {
+            let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!((overlap(a, b), overlap(b, a)), (expected, expected), "{a} {b}");
+        }
+    }
 }

@@ -11,7 +11,10 @@ use std::{
 use arc_swap::ArcSwap;
 use infogw_layers::{
     authorize::Identity,
-    enforce::{ClusterLabelCheck, LabelPolicy, LivePolicy, OnOffence, selector::Selector},
+    enforce::{
+        ClusterLabelCheck, LabelPolicy, LivePolicy, OnOffence,
+        selector::{Selector, SelectorSet},
+    },
 };
 
 use super::{ConfigError, Delegations};
@@ -52,7 +55,7 @@ impl RuleSources {
     /// Reads the files and puts the rules together.
     ///
     /// # Errors
-    /// The first file that cannot be read or rule that does not parse, with file and line.
+    /// The first file that cannot be read or rule that does not parse, with file and line; files without any rule.
     pub fn read(&self) -> Result<Rules, ConfigError> {
         let mut selectors = self.whitelist.clone();
         for path in &self.whitelist_files {
@@ -65,13 +68,20 @@ impl RuleSources {
                 }
             }
         }
-        let count = selectors.len();
-        let policy = |relabel: &Relabel| -> Result<LabelPolicy, ConfigError> {
-            let policy = LabelPolicy::new(self.partition_label.as_str()).allow(selectors.iter().cloned());
-            let policy = policy.map_err(|error| ConfigError(format!("--whitelist: {error}")))?;
-            Ok(policy
+        // No rules at all let everything pass: nobody who names a file means that.
+        if selectors.is_empty() && !self.whitelist_files.is_empty() {
+            let files: Vec<_> = self.whitelist_files.iter().map(|path| path.display().to_string()).collect();
+            let files = files.join(", ");
+            return Err(ConfigError(format!("--whitelist-file: no rule in {files}; write one, or leave out the flag")));
+        }
+        let allowlist = SelectorSet::new(selectors);
+        let allowlist = allowlist.map_err(|error| ConfigError(format!("{}: {error}", self.allowlist_flags())))?;
+        let allowlist = Arc::new(allowlist);
+        let policy = |relabel: &Relabel| {
+            LabelPolicy::new(self.partition_label.as_str())
+                .allowlist(Arc::clone(&allowlist))
                 .set(relabel.set.iter().map(|(k, v)| (k.as_str(), v.as_str())))
-                .elide(relabel.elide.iter().map(String::as_str)))
+                .elide(relabel.elide.iter().map(String::as_str))
         };
         let delegations = match &self.delegations_file {
             None => Delegations::default(),
@@ -81,11 +91,20 @@ impl RuleSources {
             }
         };
         Ok(Rules {
-            upload: policy(&self.upload)?.on_offence(OnOffence::RefuseRequest),
-            receive: policy(&self.receive)?.on_offence(OnOffence::RefuseSeries).check(self.check),
+            upload: policy(&self.upload).on_offence(OnOffence::RefuseRequest),
+            receive: policy(&self.receive).on_offence(OnOffence::RefuseSeries).check(self.check),
             delegations,
-            selectors: count,
+            selectors: allowlist.len(),
         })
+    }
+
+    /// Where the selectors come from.
+    fn allowlist_flags(&self) -> &'static str {
+        match (self.whitelist.is_empty(), self.whitelist_files.is_empty()) {
+            (_, true) => "--whitelist",
+            (true, false) => "--whitelist-file",
+            (false, false) => "--whitelist and --whitelist-file",
+        }
     }
 }
 

@@ -23,12 +23,13 @@ mod telemetry;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    client,
+    client::Clients,
     config::{Config, Flags},
     gateway::{Gateway, StartError},
     log, server,
@@ -43,6 +44,9 @@ use store::Store;
 const PUBLIC_PORT: u16 = 9003;
 const INTERNAL_PORT: u16 = 9004;
 const RECEIVED_PORT: u16 = 9005;
+
+/// How long requests in flight at the authorizer and the receive endpoint have at the end.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Upstream can tell by the tenant which protocol a series came by.
 const UPLOAD_TENANT: &str = "dev-upload";
@@ -66,15 +70,16 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let environment = |error: std::io::Error| StartError::Environment(error.to_string());
     let public = gateway.public_address().map_err(environment)?;
     let internal = gateway.internal_address().map_err(environment)?;
-    let api = Api::new(client::client(false).map_err(StartError::Environment)?, public);
+    let api = Api::new(Clients::new(false).map_err(StartError::Environment)?.forward, public);
 
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());
-    dependencies
-        .spawn(|stop| server::serve(authorizer, stop, move |request| Arc::clone(&registrations).answer(request)));
+    dependencies.spawn(|stop| {
+        server::serve(authorizer, stop, GRACE, move |request| Arc::clone(&registrations).answer(request))
+    });
     let kept = Arc::clone(&store);
     dependencies
-        .spawn(|stop| server::serve(received, stop, move |request| receive::answer(Arc::clone(&kept), request)));
+        .spawn(|stop| server::serve(received, stop, GRACE, move |request| receive::answer(Arc::clone(&kept), request)));
     let mut gateways = Group::new();
     gateways.spawn(|stop| gateway.serve(stop));
     let token = api.upload_token(BY_HAND, authorizer::TOKEN).await.map_err(|answer| {
