@@ -92,7 +92,8 @@ async fn a_wrong_flag_is_one_line_and_64() {
     let wrong: &[(&[&str], &str)] = &[
         (&["--nope"], "'--nope'"),
         (&["-x"], "'-x'"),
-        (&["extra"], "'extra'"),
+        (&["extra"], "unexpected argument 'extra' found"),
+        (&["dev"], "the subcommand 'dev' cannot be used with"),
         (&["--listen"], "a value is required for '--listen"),
         (&["--listen=nowhere"], "--listen: `nowhere` is not an address like 0.0.0.0:9003"),
         (&["--listen=127.0.0.1:port"], "--listen: `127.0.0.1:port` is not an address"),
@@ -100,10 +101,18 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--authorize=registrations"], "--authorize: `registrations` is not an http:// or https:// URL"),
         (&["--authorize=ftp://localhost/"], "--authorize: `ftp://localhost/`"),
         (&["--authorize=http://local host/"], "--authorize: `http://local host/` is not a URL"),
+        (&["--authorize=http://h:99999/"], "--authorize: `http://h:99999/` has no port from 0 to 65535"),
+        (&["--authorize=http://[::1]:abc/"], "--authorize: `http://[::1]:abc/` has no port"),
+        (&["--authorize=http://user:secret@h/"], "--authorize: a URL with a user or password is not taken"),
+        (&["--authorize=user:secret@h"], "--authorize: a URL with a user or password is not taken"),
+        (&["--authorize=http://user:secret@local host/"], "--authorize: the value is not a URL"),
         (&["--authorize="], "--authorize is required"),
         (&["--insecure-accept-any-token"], "--authorize and --insecure-accept-any-token exclude each other"),
         (&["--forward-url="], "--forward-url is required"),
         (&["--forward-url=/receive"], "--forward-url: `/receive`"),
+        (&["--forward-url=http://h:/"], "--forward-url: `http://h:/` has no port"),
+        (&["--forward-url=https://secret@h/"], "--forward-url: a URL with a user or password is not taken"),
+        (&["--forward-url=/user:secret@h"], "--forward-url: the value is not an http:// or https:// URL"),
         (&["--tenant-id=a\nb"], "--tenant-id: `a b` cannot stand in a header"),
         (&["--receive-tenant-id=a\u{7f}"], "--receive-tenant-id: "),
         (&["--shared-key=/nonexistent"], "--shared-key: /nonexistent: No such file"),
@@ -115,6 +124,11 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--partition-label=1d"], "--partition-label: `1d` is not a label name"),
         (&["--required-label=env"], "--required-label: `env` is not name=value"),
         (&["--required-label=_id=c1"], "--required-label: `_id` is the --partition-label"),
+        (&["--required-label=a=b,env="], "--required-label: `env` has no value"),
+        (&["--label=a=b,_id=c1"], "--label: `_id` is the --partition-label"),
+        (&["--elide-label=_id"], "--elide-label: `_id` is the --partition-label"),
+        (&["--receive-label=id=c1", "--partition-label=id"], "--receive-label: `id` is the --partition-label"),
+        (&["--receive-elide-label=_id"], "--receive-elide-label: `_id` is the --partition-label"),
         (&["--label=a=b,region"], "--label: `region` is not name=value"),
         (&["--label=a-b=c"], "--label: `a-b` is not a label name"),
         (&["--receive-label==c"], "--receive-label: `` is not a label name"),
@@ -123,6 +137,7 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--whitelist=up{"], "--whitelist: `up{`: column 4"),
         (&["--whitelist=up{\nx"], "--whitelist: `up{ x`"),
         (&["--whitelist={__name__=~\"(\"}"], "--whitelist: "),
+        (&["--whitelist-file=/dev/null"], "--whitelist-file: no rule in /dev/null; "),
         (&["--whitelist-file=/nonexistent"], "--whitelist-file: /nonexistent: No such file"),
         (&["--cluster-label-check=maybe"], "--cluster-label-check: `maybe` is none of enforce, count, off"),
         (&["--cluster-delegations-file=/nonexistent"], "--cluster-delegations-file: /nonexistent: No such file"),
@@ -133,6 +148,7 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--limit-receive-bytes=-1"], "--limit-receive-bytes: `-1`"),
         (&["--limit-receive-decoded-bytes=x"], "--limit-receive-decoded-bytes: `x`"),
         (&["--limit-series=x"], "--limit-series: `x`"),
+        (&["--limit-series=4194305"], "--limit-series: at most 4194304 series"),
         (&["--limit-labels=1.5"], "--limit-labels: `1.5`"),
         (&["--limit-label-name-bytes=x"], "--limit-label-name-bytes: `x`"),
         (&["--limit-label-value-bytes=x"], "--limit-label-value-bytes: `x`"),
@@ -144,7 +160,9 @@ async fn a_wrong_flag_is_one_line_and_64() {
     ];
     let taken = Taken::new();
     for (flags, says) in wrong {
-        assert_refused(&taken.run(flags).await, flags, says);
+        let exit = taken.run(flags).await;
+        assert_refused(&exit, flags, says);
+        assert!(!exit.stderr.contains("secret"), "{exit:?}");
     }
     for flag in LATER {
         assert_refused(&taken.run(&[flag, "x"]).await, &[flag], &format!("'{flag}'"));
@@ -156,6 +174,17 @@ async fn a_wrong_flag_is_one_line_and_64() {
     let exit = taken.run(&[]).await;
     assert_eq!((exit.code(), exit.stderr.lines().count()), (69, 1), "{exit:?}");
     assert!(exit.stderr.contains("--listen: Address already in use"), "{exit:?}");
+}
+
+#[tokio::test]
+async fn two_listeners_have_two_addresses() {
+    let taken = Taken::new();
+    let port = taken.public.local_addr().unwrap().port();
+    for (listen, internal) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost"), ("", ""), ("127.0.0.1", "")] {
+        let flags = [format!("--listen={listen}:{port}"), format!("--listen-internal={internal}:{port}")];
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        assert_refused(&taken.run(&flags).await, &flags, "--listen and --listen-internal: ");
+    }
 }
 
 #[tokio::test]

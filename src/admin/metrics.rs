@@ -355,9 +355,9 @@ impl Observe<Forwarded> for Handler {
         let done = forwarded.status.is_some_and(|status| status.is_success());
         let [success, error] = if self.0.is_receive() { &metrics.forwarded } else { &metrics.v1_forwarded };
         if done {
-            success.inc()
+            success.inc();
         } else {
-            error.inc()
+            error.inc();
         }
         if self.0.is_receive() {
             return;

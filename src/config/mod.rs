@@ -340,15 +340,15 @@ fn parsed<T: FromStr<Err: Display>>(flag: &str, value: &str) -> Result<T, Config
 /// The partition label is neither set nor removed: whose a series is would no longer be what was checked.
 fn relabel(set: (&str, &[String]), elide: (&str, Vec<String>), partition_label: &str) -> Result<Relabel, ConfigError> {
     let relabel = Relabel { set: pairs(set.0, set.1)?, elide: names(elide.0, elide.1)? };
-    let reserved = |name: &str| name == partition_label;
-    let wrong_flag = match &relabel {
-        Relabel { set: labels, .. } if labels.iter().any(|(name, _)| reserved(name)) => set.0,
-        Relabel { elide: labels, .. } if labels.iter().any(|name| reserved(name)) => elide.0,
-        _ => return Ok(relabel),
-    };
-    wrong!(
-        "{wrong_flag}: `{partition_label}` is the --partition-label, which says whose a series is; it stays as it is"
-    )
+    let sets = relabel.set.iter().any(|(name, _)| name == partition_label);
+    let elides = relabel.elide.iter().any(|name| name == partition_label);
+    if sets || elides {
+        let flag = if sets { set.0 } else { elide.0 };
+        return wrong!(
+            "{flag}: `{partition_label}` is the --partition-label, which says whose a series is; leave it out"
+        );
+    }
+    Ok(relabel)
 }
 
 fn names(flag: &str, values: Vec<String>) -> Result<Vec<String>, ConfigError> {

@@ -152,3 +152,26 @@ impl LiveRules {
 fn read_text(flag: &str, path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{flag}: {}: {error}", path.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Flags};
+
+    #[test]
+    fn the_flags_that_selectors_come_from_are_named() {
+        let named = |whitelist: &[&str], files: &[&str]| {
+            let owned = |values: &[&str]| values.iter().map(|&value| value.to_owned()).collect();
+            let flags = Flags { whitelist: owned(whitelist), whitelist_file: owned(files), ..Flags::default() };
+            let url = Some("http://localhost/".to_owned());
+            let config = Config::new(Flags { authorize: url.clone(), forward_url: url, ..flags });
+            config.map(|config| config.rule_sources.allowlist_flags()).map_err(|error| error.to_string())
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(named(&[], &[path]).unwrap_err().contains(&format!("no rule in {path}; ")));
+        assert_eq!(named(&["up"], &[path]).unwrap(), "--whitelist and --whitelist-file");
+        std::fs::write(path, "up\n").unwrap();
+        assert_eq!(named(&[], &[path]).unwrap(), "--whitelist-file");
+        assert_eq!(named(&["up"], &[]).unwrap(), "--whitelist");
+    }
+}
