@@ -15,7 +15,7 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::convert::Infallible> {
 //! let service = ServiceBuilder::new()
 //!     .layer(DrainLayer::new(64 * 1024, Duration::from_secs(1)))
-//!     .service(service_fn(async |_unread: http::Request<Drained<Body>>| Ok(http::Response::new(()))));
+//!     .service(service_fn(async |_unread: http::Request<Drained<Body>>| Ok::<_, std::convert::Infallible>(http::Response::new(()))));
 //! service.oneshot(http::Request::new(Body::from("a long body"))).await?;
 //! # Ok(()) }
 //! ```
@@ -216,6 +216,7 @@ where
                         }
                     };
                     if done && let Some(result) = result.take() {
+                        this.state.set(State::Done);
                         return Poll::Ready(result);
                     }
                 }
@@ -298,5 +299,16 @@ mod tests {
         let expecting = || Request::builder().header(header::EXPECT, "100-continue").body(()).unwrap();
         assert_eq!(drained(expecting(), 5, 1000, 0).await, 0);
         assert_eq!(drained(expecting(), 5, 1000, 1).await, 5, "asked for, so it is on its way");
+    }
+
+    #[tokio::test]
+    async fn is_done_once_it_has_answered() {
+        let read = Arc::default();
+        let mut service = DrainLayer::new(10, Duration::from_secs(1)).layer(service_fn(|request| refuse(request, 0)));
+        let mut answer = std::pin::pin!(service.call(Request::new(body(5, &read))));
+        assert!(answer.as_mut().await.is_ok());
+        let again = answer.poll(&mut Context::from_waker(std::task::Waker::noop()));
+        assert!(again.is_pending());
+        assert_eq!(read.load(Ordering::Relaxed), 1, "nothing is read once the answer is out");
     }
 }

@@ -90,9 +90,7 @@ impl EncodeLayer {
     pub fn new() -> Self {
         Self::default()
     }
-}
 
-impl EncodeLayer {
     /// Answers a payload with nothing left with `status`.
     #[must_use]
     pub fn when_empty(self, status: StatusCode) -> Self {

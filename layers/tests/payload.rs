@@ -19,6 +19,8 @@ mod expansion;
 mod hostile;
 #[path = "payload/limits.rs"]
 mod limits;
+#[path = "payload/native.rs"]
+mod native;
 #[path = "payload/oracle.rs"]
 mod oracle;
 #[path = "payload/policy.rs"]

@@ -1,7 +1,8 @@
 //! An authorizer that asks UHC's cluster registrations, as telemeter-server does.
 //!
 //! One `POST` with the credential's JSON; 200 and 201 grant. What the authorizer says about the sender (a 4xx with JSON) is the
-//! sender's; whatever else it says or fails to say is an outage, which makes senders retry, never a refusal.
+//! sender's; whatever else it says or fails to say, also a 4xx about how we asked (405, 415 and such), is an outage, which makes
+//! senders retry, never a refusal.
 //!
 //! ```
 //! use infogw_layers::authorize::{ClusterCredential, ClusterId, Secret, tollbooth::Tollbooth};
@@ -142,10 +143,27 @@ fn judge(
             Err(Rejection::new(Reason::AuthorizerThrottled, "the authorizer asks this cluster to come back later")
                 .retry_after(wait))
         }
-        _ if status.is_client_error() && is_json(headers) => Err(refusal(status)),
+        _ if status.is_client_error() && is_json(headers) && !is_about_us(status) => Err(refusal(status)),
         // 5xx, redirects, and 4xx that some router in between made up.
         _ => Err(unavailable()),
     }
+}
+
+/// A 4xx on how the question was asked, which is not up to the sender: it would drop its data for a fault of ours.
+fn is_about_us(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::NOT_ACCEPTABLE
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::LENGTH_REQUIRED
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::URI_TOO_LONG
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::MISDIRECTED_REQUEST
+            | StatusCode::UPGRADE_REQUIRED
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    )
 }
 
 fn refusal(status: StatusCode) -> Rejection {
@@ -172,4 +190,71 @@ fn is_json(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authorize::{ClusterId, Secret};
+
+    fn judged(
+        status: u16,
+        content_type: &'static str,
+        body: &str,
+        needs_account: bool,
+    ) -> Result<Arc<Identity>, Rejection> {
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
+        let credential = ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("s3cret"));
+        judge(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), &credential, needs_account)
+    }
+
+    #[test]
+    fn a_grant_names_the_cluster_and_perhaps_its_account() {
+        for (status, body, account) in
+            [(200, r#"{"account_id":"a1"}"#, Some("a1")), (201, r#"{"account_id":""}"#, None), (200, "", None)]
+        {
+            let identity = judged(status, "application/json", body, false).unwrap();
+            assert_eq!((identity.cluster.as_str(), identity.account.as_deref()), ("c1", account));
+            let needed =
+                judged(status, "application/json", body, true).map_err(|rejection| rejection.status().as_u16());
+            assert_eq!(needed.err(), account.is_none().then_some(503), "{body}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_about_the_sender_is_a_refusal() {
+        for status in [400, 401, 402, 403, 404, 409, 410, 412, 422, 451] {
+            for json in ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"] {
+                let rejection = judged(status, json, "{}", false).unwrap_err();
+                assert_eq!(rejection.status(), status);
+                let reason = if status == 401 { Reason::Unauthenticated } else { Reason::AuthorizerRefused };
+                assert_eq!((rejection.reason(), rejection.wait()), (reason, None), "{status}");
+                assert!(!rejection.detail().contains("s3cret"));
+            }
+            outage(status, "text/html");
+        }
+        for status in [405, 406, 408, 411, 413, 414, 415, 421, 426, 431, 100, 202, 204, 302, 307, 500, 502, 503, 599] {
+            outage(status, "application/json");
+        }
+    }
+
+    fn outage(status: u16, content_type: &'static str) {
+        let rejection = judged(status, content_type, "{}", false).unwrap_err();
+        assert_eq!((rejection.status().as_u16(), rejection.reason()), (503, Reason::AuthorizerUnavailable), "{status}");
+        assert!(rejection.wait().is_some(), "{status}: senders must come back");
+    }
+
+    #[test]
+    fn throttling_passes_on_how_long_to_wait() {
+        for (after, seconds) in [(Some("7"), 7), (Some("99999"), 3600), (Some("soon"), 300), (None, 300)] {
+            let mut headers = HeaderMap::new();
+            if let Some(after) = after {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static(after));
+            }
+            let credential = ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("t"));
+            let rejection = judge(StatusCode::TOO_MANY_REQUESTS, &headers, b"", &credential, false).unwrap_err();
+            assert_eq!(rejection.reason(), Reason::AuthorizerThrottled);
+            assert_eq!((rejection.status().as_u16(), rejection.wait()), (429, Some(Duration::from_secs(seconds))));
+        }
+    }
 }

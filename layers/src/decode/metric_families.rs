@@ -2,11 +2,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use infogw_proto::wire::{Cursor, Field, WireError, WireType};
+use infogw_proto::wire::{Cursor, Field};
 
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
     families::{FamiliesBuilder, Pair, Value},
+    fields::{double, length_delimited, varint},
     float::go_float,
     media_type, native_histogram, snappy, text,
 };
@@ -201,8 +202,7 @@ fn family(
             1 => name = string(&mut cursor, field, "family name")?,
             3 => kind = Some(varint(&mut cursor, field)?),
             4 => {
-                cursor.expect(field, WireType::Len)?;
-                cursor.bytes()?;
+                length_delimited(&mut cursor, field)?;
                 metrics += 1;
             }
             _ => cursor.skip(field.wire)?,
@@ -221,6 +221,7 @@ fn family(
         Some(2) => Kind::Summary,
         Some(3) => Kind::Untyped,
         Some(4) => Kind::Histogram,
+        Some(5) => Kind::GaugeHistogram,
         Some(other) => {
             return Err(DecodeError::Malformed(format!(
                 "metric family `{}` is of type {other}, which is not taken; send counters, gauges, untyped metrics, summaries or histograms",
@@ -249,6 +250,8 @@ enum Kind {
     Summary,
     Untyped,
     Histogram,
+    /// One whose counts may fall. `/federate` sends native ones whose reset hint says so.
+    GaugeHistogram,
 }
 
 impl Kind {
@@ -259,7 +262,7 @@ impl Kind {
             Kind::Counter => 3,
             Kind::Summary => 4,
             Kind::Untyped => 5,
-            Kind::Histogram => 7,
+            Kind::Histogram | Kind::GaugeHistogram => 7,
         }
     }
 
@@ -270,6 +273,7 @@ impl Kind {
             Kind::Summary => "summary",
             Kind::Untyped => "untyped",
             Kind::Histogram => "histogram",
+            Kind::GaugeHistogram => "gauge histogram",
         }
     }
 }
@@ -290,14 +294,12 @@ impl<'a> Metric<'a> {
         while let Some(field) = cursor.field()? {
             match field.number {
                 1 => {
-                    cursor.expect(field, WireType::Len)?;
-                    let pair = cursor.bytes()?;
+                    let pair = length_delimited(&mut cursor, field)?;
                     label_pair(pair, cursor.offset() - pair.len())?;
                 }
                 6 => metric.timestamp = Some(varint(&mut cursor, field)? as i64),
                 2 | 3 | 4 | 5 | 7 => {
-                    cursor.expect(field, WireType::Len)?;
-                    let value = cursor.bytes()?;
+                    let value = length_delimited(&mut cursor, field)?;
                     let value = Some((value, cursor.offset() - value.len()));
                     if let Some(slot) = metric.values.get_mut(field.number as usize) {
                         // Repeats of a message merge by concatenation, which nobody sends.
@@ -351,7 +353,7 @@ impl<'a> Metric<'a> {
                 builder.point((name, ""), self.labels(), None, Value::Number(value), self.timestamp)
             }
             Kind::Summary => self.summary(name, value, at, builder, scratch),
-            Kind::Histogram => self.histogram(name, value, at, builder, scratch),
+            Kind::Histogram | Kind::GaugeHistogram => self.histogram((name, kind), value, at, builder, scratch),
         }
     }
 
@@ -371,8 +373,7 @@ impl<'a> Metric<'a> {
                 1 => count = varint(&mut cursor, field)?,
                 2 => sum = double(&mut cursor, field)?,
                 3 => {
-                    cursor.expect(field, WireType::Len)?;
-                    let content = cursor.bytes()?;
+                    let content = length_delimited(&mut cursor, field)?;
                     let (mut quantile, mut value) = (0f64, 0f64);
                     let mut inner = Cursor::within(content, cursor.offset() - content.len());
                     while let Some(field) = inner.field()? {
@@ -396,7 +397,7 @@ impl<'a> Metric<'a> {
     /// `Histogram { sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4, ... }`
     fn histogram(
         &self,
-        name: &str,
+        (name, kind): (&str, Kind),
         message: &[u8],
         at: usize,
         builder: &mut FamiliesBuilder<'_>,
@@ -410,8 +411,7 @@ impl<'a> Metric<'a> {
                 1 => count = varint(&mut cursor, field)?,
                 2 => sum = double(&mut cursor, field)?,
                 3 => {
-                    cursor.expect(field, WireType::Len)?;
-                    let content = cursor.bytes()?;
+                    let content = length_delimited(&mut cursor, field)?;
                     let bucket = Bucket::read(content, cursor.offset() - content.len())?;
                     buckets += 1;
                     infinite |= bucket.upper_bound == f64::INFINITY;
@@ -430,7 +430,7 @@ impl<'a> Metric<'a> {
             }
         }
         if buckets == 0 && native_histogram::is_native(message, at)? {
-            native_histogram::translate(message, at, &mut scratch.histogram)?;
+            native_histogram::translate(message, at, kind == Kind::GaugeHistogram, &mut scratch.histogram)?;
             let histogram = Value::Histogram(&scratch.histogram);
             return builder.point((name, ""), self.labels(), None, histogram, self.timestamp);
         }
@@ -506,17 +506,6 @@ fn label_pair(content: &[u8], at: usize) -> Result<Pair<'_>, DecodeError> {
 }
 
 fn string<'a>(cursor: &mut Cursor<'a>, field: Field, what: &str) -> Result<&'a str, DecodeError> {
-    cursor.expect(field, WireType::Len)?;
-    std::str::from_utf8(cursor.bytes()?).map_err(|_| DecodeError::Malformed(format!("a {what} is not UTF-8; drop it")))
-}
-
-fn varint(cursor: &mut Cursor<'_>, field: Field) -> Result<u64, WireError> {
-    cursor.expect(field, WireType::Varint)?;
-    cursor.varint()
-}
-
-/// A double by its bits, so that a stale marker stays one.
-fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireError> {
-    cursor.expect(field, WireType::Fixed64)?;
-    cursor.fixed64().map(f64::from_bits)
+    let bytes = length_delimited(cursor, field)?;
+    std::str::from_utf8(bytes).map_err(|_| DecodeError::Malformed(format!("a {what} is not UTF-8; drop it")))
 }

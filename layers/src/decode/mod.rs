@@ -22,6 +22,7 @@
 //! ```
 
 mod families;
+mod fields;
 mod float;
 mod limits;
 mod metric_families;
@@ -105,7 +106,7 @@ pub enum DecodeError {
     /// 413: too many bytes.
     #[error("the {what} is larger than {limit} bytes; send less at a time")]
     TooLarge {
-        /// "body" or "decoded body".
+        /// "body", "decoded body" or "body with its histograms expanded".
         what: &'static str,
         /// The limit in bytes.
         limit: usize,
@@ -373,7 +374,7 @@ where
     }
 }
 
-/// The media type and its parameters, lower case, as far as `params` names them; `None` without the header.
+/// The media type and those of its parameters that `params` names, as they are spelt; `None` without the header.
 fn media_type<'h>(headers: &'h HeaderMap, params: &mut [(&str, Option<&'h str>)]) -> Option<&'h str> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().unwrap_or("?");
     let mut parts = value.split(';').map(str::trim);

@@ -2,11 +2,16 @@
 
 use infogw_proto::wire::{Cursor, Field, WireError, WireType, put_varint};
 
+use super::fields::{check_bucket_span, check_packed, double, varint};
+
+/// `Histogram.reset_hint = 14 GAUGE`: counts may fall, and a reader does not take that for a reset.
+const RESET_HINT_GAUGE: [u8; 2] = [0x70, 0x03];
+
 /// Writes the remote-write fields of the histogram `message` into `out`, all but the timestamp.
 ///
-/// Field for field as a Prometheus scrape stores it: a float count makes it a float histogram. Spans, deltas and counts have the
-/// same encoding on both sides, so they are copied.
-pub(super) fn translate(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
+/// Field for field as a Prometheus scrape stores it: a float count makes it a float histogram, and one of a family of type
+/// GAUGE_HISTOGRAM is a `gauge`. Spans, deltas and counts have the same encoding on both sides, so they are copied.
+pub(super) fn translate(message: &[u8], at: usize, gauge: bool, out: &mut Vec<u8>) -> Result<(), WireError> {
     out.clear();
     let float = is_float(message, at)?;
     let mut cursor = Cursor::within(message, at);
@@ -32,6 +37,9 @@ pub(super) fn translate(message: &[u8], at: usize, out: &mut Vec<u8>) -> Result<
         };
         copy(&mut cursor, field, to, out)?;
     }
+    if gauge {
+        out.extend_from_slice(&RESET_HINT_GAUGE);
+    }
     Ok(())
 }
 
@@ -42,10 +50,7 @@ pub(super) fn is_native(message: &[u8], at: usize) -> Result<bool, WireError> {
     while let Some(field) = cursor.field()? {
         match field.number {
             6 | 8 => native |= double(&mut cursor, field)? > 0.0,
-            7 => {
-                cursor.expect(field, WireType::Varint)?;
-                native |= cursor.varint()? > 0;
-            }
+            7 => native |= varint(&mut cursor, field)? > 0,
             9 | 12 => {
                 native = true;
                 cursor.skip(field.wire)?;
@@ -96,34 +101,11 @@ fn copy(cursor: &mut Cursor<'_>, field: Field, to: u32, out: &mut Vec<u8>) -> Re
 
 /// A receiver refuses a whole request for one value that does not decode: none must go on.
 fn check_content(bytes: &[u8], at: usize, to: u32) -> Result<(), WireError> {
-    let mut content = Cursor::within(bytes, at);
     match to {
-        // BucketSpan { offset = 1 sint32, length = 2 uint32 }
-        8 | 11 => {
-            while let Some(field) = content.field()? {
-                if matches!(field.number, 1 | 2) {
-                    content.expect(field, WireType::Varint)?;
-                }
-                content.skip(field.wire)?;
-            }
-        }
-        9 | 12 => {
-            while !content.is_empty() {
-                content.varint()?;
-            }
-        }
-        _ => {
-            while !content.is_empty() {
-                content.fixed64()?;
-            }
-        }
+        8 | 11 => check_bucket_span(bytes, at),
+        9 | 12 => check_packed(bytes, at, WireType::Varint),
+        _ => check_packed(bytes, at, WireType::Fixed64),
     }
-    Ok(())
-}
-
-fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireError> {
-    cursor.expect(field, WireType::Fixed64)?;
-    cursor.fixed64().map(f64::from_bits)
 }
 
 fn wire_bits(wire: WireType) -> u8 {

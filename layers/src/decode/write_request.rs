@@ -1,8 +1,13 @@
 use bytes::Bytes;
 use http::request::Parts;
-use infogw_proto::wire::{Cursor, Field, WireError, WireType, varint_len};
+use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
 
-use super::{DecodeError, DecodeLimits, Decoder, content_encoding, limits::Excess, media_type, snappy};
+use super::{
+    DecodeError, DecodeLimits, Decoder, content_encoding,
+    fields::{check, check_bucket_span, check_packed, length_delimited},
+    limits::Excess,
+    media_type, snappy,
+};
 use crate::{
     payload::{LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag},
     rejection::{Reason, excerpt},
@@ -321,12 +326,6 @@ fn any_label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
     Ok(label)
 }
 
-#[inline]
-fn length_delimited<'a>(cursor: &mut Cursor<'a>, field: Field) -> Result<&'a [u8], WireError> {
-    cursor.expect(field, WireType::Len)?;
-    cursor.bytes()
-}
-
 /// `Sample { value = 1 double, timestamp = 2 int64 }`
 #[inline]
 fn sample(content: &[u8], at: usize) -> Result<(), WireError> {
@@ -373,22 +372,9 @@ fn histogram(content: &[u8], at: usize) -> Result<(), WireError> {
     let mut cursor = Cursor::within(content, at);
     while let Some(field) = cursor.field()? {
         match (field.number, field.wire) {
-            (8 | 11, _) => check(length_delimited(&mut cursor, field)?, at, |number| match number {
-                1 | 2 => Some(WireType::Varint),
-                _ => None,
-            })?,
-            (9 | 12, WireType::Len) => {
-                let mut packed = Cursor::within(cursor.bytes()?, at);
-                while !packed.is_empty() {
-                    packed.varint()?;
-                }
-            }
-            (10 | 13 | 16, WireType::Len) => {
-                let mut packed = Cursor::within(cursor.bytes()?, at);
-                while !packed.is_empty() {
-                    packed.fixed64()?;
-                }
-            }
+            (8 | 11, _) => check_bucket_span(length_delimited(&mut cursor, field)?, at)?,
+            (9 | 12, WireType::Len) => check_packed(cursor.bytes()?, at, WireType::Varint)?,
+            (10 | 13 | 16, WireType::Len) => check_packed(cursor.bytes()?, at, WireType::Fixed64)?,
             (1 | 4 | 6 | 9 | 12 | 14 | 15, _) => {
                 cursor.expect(field, WireType::Varint)?;
                 cursor.varint()?;
@@ -399,19 +385,6 @@ fn histogram(content: &[u8], at: usize) -> Result<(), WireError> {
             }
             _ => cursor.skip(field.wire)?,
         }
-    }
-    Ok(())
-}
-
-/// Every field of a flat message has the wire type that `known` says.
-#[inline]
-fn check(content: &[u8], at: usize, known: impl Fn(u32) -> Option<WireType>) -> Result<(), WireError> {
-    let mut cursor = Cursor::within(content, at);
-    while let Some(field) = cursor.field()? {
-        if let Some(wire) = known(field.number) {
-            cursor.expect(field, wire)?;
-        }
-        cursor.skip(field.wire)?;
     }
     Ok(())
 }

@@ -51,7 +51,8 @@ pub struct Enforced<'a> {
     pub dropped: usize,
     /// Series refused for want of a label that must be there.
     pub missing: usize,
-    /// Series refused, or under [`ClusterLabelCheck::Count`] only counted, because they are another cluster's.
+    /// Series refused, or under [`ClusterLabelCheck::Count`] only counted, because they are another cluster's; and series refused
+    /// because a label of the identity has another value.
     pub foreign: usize,
 }
 
@@ -135,6 +136,7 @@ impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
     fn enforce<P: SeriesSet>(&self, identity: &Identity, payload: &mut P) -> Result<(), Rejection> {
         let policy = self.policy.load();
         let mut refused = std::mem::take(payload.refused());
+        let refused_before = refused.count();
         let (mut missing, mut foreign) = (0, 0);
         let edited = payload.try_edit(|labels| -> Result<Keep, std::convert::Infallible> {
             let verdict = policy.judge(identity, labels);
@@ -166,9 +168,8 @@ impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
         self.observer.observe(&Enforced {
             cluster: &identity.cluster,
             kept: edited.kept,
-            dropped: edited
-                .dropped
-                .saturating_sub(missing + if policy.check == ClusterLabelCheck::Enforce { foreign } else { 0 }),
+            // The payload let go of what was refused, too.
+            dropped: edited.dropped.saturating_sub(refused.count() - refused_before),
             missing,
             foreign,
         });
@@ -178,5 +179,53 @@ impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
         };
         *payload.refused() = refused;
         rejection.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(all(test, feature = "decode"))]
+mod tests {
+    use super::*;
+    use crate::decode::{Decoder, MetricFamiliesDecoder};
+    use std::sync::Mutex;
+
+    /// Kept, dropped, missing and foreign series, and how many are refused.
+    fn enforced(check: ClusterLabelCheck, identity: &Identity, text: &str) -> [usize; 5] {
+        let (head, ()) = Request::new(()).into_parts();
+        let decoder = MetricFamiliesDecoder::new(Default::default());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+        let text = text.replace("NOW", &now.to_string());
+        let mut payload = decoder.decode(decoder.negotiate(&head).unwrap(), text.into()).unwrap();
+        let counts = Mutex::new([0; 4]);
+        let policy = LabelPolicy::new("_id").check(check).allow(["up".parse().unwrap()]).unwrap();
+        let observer =
+            |seen: &Enforced<'_>| *counts.lock().unwrap() = [seen.kept, seen.dropped, seen.missing, seen.foreign];
+        EnforceLabelsLayer::new(policy).observed_by(observer).enforce(identity, &mut payload).unwrap();
+        let [kept, dropped, missing, foreign] = *counts.lock().unwrap();
+        [kept, dropped, missing, foreign, payload.refused().count()]
+    }
+
+    #[test]
+    fn what_is_refused_is_not_counted_as_dropped() {
+        let series = [
+            "up{_id=\"c1\",env=\"prod\"} 1 NOW",
+            // Another cluster's; also off the allowlist.
+            "up{_id=\"c2\",env=\"prod\"} 1 NOW",
+            "down{_id=\"c2\",env=\"prod\"} 1 NOW",
+            // The identity's label has another value, or is not there.
+            "up{_id=\"c1\",env=\"test\"} 1 NOW",
+            "up{_id=\"c1\"} 1 NOW",
+            // Off the allowlist.
+            "down{_id=\"c1\",env=\"prod\"} 1 NOW\n",
+        ];
+        let labels = vec![("env".into(), "prod".into())];
+        let identity = Identity { labels, ..Identity::of(ClusterId::new("c1").unwrap()) };
+        let rows = [
+            (ClusterLabelCheck::Enforce, [1, 1, 1, 3, 4]),
+            (ClusterLabelCheck::Count, [2, 2, 1, 3, 2]),
+            (ClusterLabelCheck::Off, [2, 2, 1, 1, 2]),
+        ];
+        for (check, expected) in rows {
+            assert_eq!(enforced(check, &identity, &series.join("\n")), expected, "{check:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span};
+use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span, edit_each};
 
 /// Metric families (`io.prometheus.client.MetricFamily` or text 0.0.4), already expanded: a histogram or summary is the series
 /// that a scrape would store, so a policy sees the same names here as in a write request.
@@ -24,30 +24,13 @@ pub(crate) struct Point {
 
 impl SeriesSet for MetricFamilies {
     fn try_edit<E>(&mut self, mut edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E> {
-        let before = self.points.len();
-        let (mut kept, mut failed) = (0, None);
-        for index in 0..before {
-            let Some(&(mut point)) = self.points.get(index) else { break };
-            let mut labels = LabelSet { index, source: &[], side: &mut self.side, block: point.labels, in_side: true };
+        let MetricFamilies { side, points, .. } = self;
+        edit_each(points, |index, point| {
+            let mut labels = LabelSet { index, source: &[], side, block: point.labels, in_side: true };
             let outcome = edit(&mut labels);
             point.labels = labels.block;
-            if !matches!(outcome, Ok(Keep::No)) {
-                if let Some(slot) = self.points.get_mut(kept) {
-                    *slot = point;
-                }
-                kept += 1;
-            }
-            if let Err(error) = outcome {
-                failed = Some(error);
-                // What was not looked at stays.
-                self.points.drain(kept..index + 1);
-                break;
-            }
-        }
-        if failed.is_none() {
-            self.points.truncate(kept);
-        }
-        failed.map_or(Ok(Edited { kept, dropped: before - kept }), Err)
+            outcome
+        })
     }
 
     fn series(&self) -> usize {

@@ -84,6 +84,28 @@ pub struct Edited {
     pub dropped: usize,
 }
 
+/// What [`SeriesSet::try_edit`] does to a payload's records: shows each to `edit`, by its place, and keeps those that stay.
+fn edit_each<T, E>(records: &mut Vec<T>, mut edit: impl FnMut(usize, &mut T) -> Result<Keep, E>) -> Result<Edited, E> {
+    let (before, mut index, mut failed) = (records.len(), 0, None);
+    records.retain_mut(|record| {
+        // What was not looked at stays.
+        if failed.is_some() {
+            return true;
+        }
+        let outcome = edit(index, record);
+        index += 1;
+        match outcome {
+            Ok(keep) => keep == Keep::Yes,
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        }
+    });
+    let kept = records.len();
+    failed.map_or(Ok(Edited { kept, dropped: before - kept }), Err)
+}
+
 /// A decoded payload whose series can be looked at, edited and dropped, in one pass and in place.
 ///
 /// [`WriteRequest`] and [`MetricFamilies`] are; what is not decoded yet is not.

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use infogw_proto::wire::{put_varint, varint_len};
 
-use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span};
+use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span, edit_each};
 
 /// A remote-write 1.0 request (`prometheus.WriteRequest`) as offsets into its decoded bytes.
 ///
@@ -118,40 +118,23 @@ impl WriteRequest {
 
 impl SeriesSet for WriteRequest {
     fn try_edit<E>(&mut self, mut edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E> {
-        let before = self.series.len();
-        let (mut kept, mut failed) = (0, None);
-        let mut changed = false;
-        for index in 0..before {
-            let Some(&(mut series)) = self.series.get(index) else { break };
+        let WriteRequest { received, source, side, series, .. } = self;
+        let (before, mut changed) = (series.len(), false);
+        let edited = edit_each(series, |index, series| {
             let in_side = series.has(flag::LABELS_IN_SIDE);
-            let mut labels =
-                LabelSet { index, source: &self.source, side: &mut self.side, block: series.labels, in_side };
+            let mut labels = LabelSet { index, source, side, block: series.labels, in_side };
             let outcome = edit(&mut labels);
             if labels.in_side != in_side || labels.block != series.labels {
                 series.labels = labels.block;
                 series.state |= flag::LABELS_IN_SIDE;
                 changed = true;
             }
-            if !matches!(outcome, Ok(Keep::No)) {
-                if let Some(slot) = self.series.get_mut(kept) {
-                    *slot = series;
-                }
-                kept += 1;
-            }
-            if let Err(error) = outcome {
-                failed = Some(error);
-                // What was not looked at stays.
-                self.series.drain(kept..index + 1);
-                break;
-            }
+            outcome
+        });
+        if changed || series.len() < before {
+            *received = None;
         }
-        if failed.is_none() {
-            self.series.truncate(kept);
-        }
-        if changed || self.series.len() < before {
-            self.received = None;
-        }
-        failed.map_or(Ok(Edited { kept, dropped: before - kept }), Err)
+        edited
     }
 
     fn series(&self) -> usize {

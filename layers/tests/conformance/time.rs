@@ -10,11 +10,13 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
 use infogw_layers::{
     authorize::{ClusterId, Identity, Secret, cache::CacheEvent, cache::CacheLayer},
     clock::{Clock, ManualClock},
-    decode::{DecodeLayer, WriteRequestDecoder},
+    decode::{DecodeLayer, Decoder, WriteRequestDecoder},
     drain::{DrainLayer, Drained},
+    encode::EncodeLayer,
     payload::{SeriesSet, WriteRequest},
     rate_limit::{Due, Quota, RateLimitLayer},
     rejection::{Reason, Rejection},
@@ -29,7 +31,7 @@ use tower_test::mock;
 
 use crate::{
     MINUTE,
-    fixtures::{Pieces, block, identity},
+    fixtures::{Pieces, TOO_LONG, block, identity, write_request},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -106,6 +108,42 @@ async fn nothing_inside_is_held_while_a_body_is_drained() {
     assert_eq!(began.elapsed(), Duration::ZERO);
     draining.await.unwrap().unwrap();
     assert_eq!(began.elapsed(), 10 * SECOND);
+}
+
+/// Told of them before that, or in place of a failure, a sender would not send the rest again.
+#[tokio::test]
+async fn refused_series_are_told_of_once_the_rest_is_written() {
+    let rows = [
+        (Ok(200), (Reason::InvalidSeries, 400)),
+        (Ok(204), (Reason::InvalidSeries, 400)),
+        (Err(Reason::UpstreamTimeout), (Reason::UpstreamTimeout, 504)),
+    ];
+    for (upstream, told) in rows {
+        let rejection = encoded(upstream).await.unwrap_err();
+        assert_eq!((rejection.reason(), rejection.status().as_u16()), told);
+        if upstream.is_ok() {
+            assert!(rejection.detail().ends_with("; 1 of 3 series refused"), "{rejection}");
+        }
+    }
+    for failure in [302, 400, 429, 503] {
+        assert_eq!(encoded(Ok(failure)).await.unwrap().status(), failure);
+    }
+}
+
+/// What the sender of three series, one of which is refused, hears when the upstream ends with `upstream`.
+async fn encoded(upstream: Result<u16, Reason>) -> Result<Response<()>, Rejection> {
+    let (inner, mut handle) = mock::pair::<Request<Full<Bytes>>, Response<()>>();
+    let request = Request::new(write_request(&["c1", TOO_LONG, "c2"]));
+    let answer = tokio::spawn(EncodeLayer::new().layer(inner).oneshot(request));
+    let (forwarded, respond) = handle.next_request().await.unwrap();
+    assert!(!answer.is_finished(), "answered before the rest was written");
+    let body = forwarded.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(WriteRequestDecoder::default().decode((), body).unwrap().series(), 2, "the valid rest goes on");
+    match upstream {
+        Ok(status) => respond.send_response(Response::builder().status(status).body(()).unwrap()),
+        Err(reason) => respond.send_error(Rejection::new(reason, "")),
+    }
+    answer.await.unwrap()
 }
 
 /// How an attempt ends, and after how many seconds the next may come.

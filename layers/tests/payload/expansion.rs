@@ -146,14 +146,14 @@ pub(crate) fn arbitrary_families() -> impl Strategy<Value = Vec<client::MetricFa
 }
 
 fn family() -> impl Strategy<Value = client::MetricFamily> {
-    use client::MetricType::{Counter, Gauge, Histogram, Summary, Untyped};
-    let kind = select(vec![Counter, Gauge, Histogram, Summary, Untyped]);
+    use client::MetricType::{Counter, Gauge, GaugeHistogram, Histogram, Summary, Untyped};
+    let kind = select(vec![Counter, Gauge, GaugeHistogram, Histogram, Summary, Untyped]);
     (kind, vec(metric(), 0..4), any::<bool>()).prop_map(|(kind, mut metrics, unsaid)| {
         for metric in &mut metrics {
             let keep = |wanted| kind == wanted;
             metric.counter = metric.counter.take().filter(|_| keep(Counter));
             metric.gauge = metric.gauge.take().filter(|_| keep(Gauge));
-            metric.histogram = metric.histogram.take().filter(|_| keep(Histogram));
+            metric.histogram = metric.histogram.take().filter(|_| keep(Histogram) || keep(GaugeHistogram));
             metric.summary = metric.summary.take().filter(|_| keep(Summary));
             metric.untyped = metric.untyped.take().filter(|_| keep(Untyped));
         }

@@ -14,7 +14,7 @@ use crate::{
     families, line, write_request,
 };
 
-const ALL: [WireType; 4] = [Varint, Fixed64, Len, Fixed32];
+pub(crate) const ALL: [WireType; 4] = [Varint, Fixed64, Len, Fixed32];
 
 /// Wire types 3, 4, 6 and 7; field number 0; a tag over 32 bits.
 const NEVER: [&[u8]; 6] = [b"\x7b\x7c", b"\x7c", b"\x7e\x00", b"\x7f\x00", b"\x02\x00", b"\x8a\x80\x80\x80\x10\x00"];
@@ -141,7 +141,7 @@ fn varint(len: usize) -> Vec<u8> {
     out
 }
 
-fn wrong_wire_type<T>(answer: Result<T, DecodeError>, number: u32, at: &str) {
+pub(crate) fn wrong_wire_type<T>(answer: Result<T, DecodeError>, number: u32, at: &str) {
     let error = answer.err().expect(at);
     let line = line(error);
     assert!(

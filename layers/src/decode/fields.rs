@@ -1,0 +1,50 @@
+//! Protobuf fields, read and checked by the wire types of their definitions.
+
+use infogw_proto::wire::{Cursor, Field, WireError, WireType};
+
+pub(super) fn varint(cursor: &mut Cursor<'_>, field: Field) -> Result<u64, WireError> {
+    cursor.expect(field, WireType::Varint)?;
+    cursor.varint()
+}
+
+/// A double by its bits, so that a stale marker stays one.
+pub(super) fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireError> {
+    cursor.expect(field, WireType::Fixed64)?;
+    cursor.fixed64().map(f64::from_bits)
+}
+
+#[inline]
+pub(super) fn length_delimited<'a>(cursor: &mut Cursor<'a>, field: Field) -> Result<&'a [u8], WireError> {
+    cursor.expect(field, WireType::Len)?;
+    cursor.bytes()
+}
+
+/// Every field of a flat message has the wire type that `known` says.
+#[inline]
+pub(super) fn check(content: &[u8], at: usize, known: impl Fn(u32) -> Option<WireType>) -> Result<(), WireError> {
+    let mut cursor = Cursor::within(content, at);
+    while let Some(field) = cursor.field()? {
+        if let Some(wire) = known(field.number) {
+            cursor.expect(field, wire)?;
+        }
+        cursor.skip(field.wire)?;
+    }
+    Ok(())
+}
+
+/// `BucketSpan { offset = 1 sint32, length = 2 uint32 }`, the same in both definitions of a native histogram.
+pub(super) fn check_bucket_span(content: &[u8], at: usize) -> Result<(), WireError> {
+    check(content, at, |number| match number {
+        1 | 2 => Some(WireType::Varint),
+        _ => None,
+    })
+}
+
+/// A packed field holds whole values of the type `wire`, and nothing else.
+pub(super) fn check_packed(content: &[u8], at: usize, wire: WireType) -> Result<(), WireError> {
+    let mut cursor = Cursor::within(content, at);
+    while !cursor.is_empty() {
+        cursor.skip(wire)?;
+    }
+    Ok(())
+}
