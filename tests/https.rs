@@ -68,9 +68,8 @@ impl Neighbour {
                             Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(r#"{"account_id":"a"}"#)))
                         }
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(stream), answer)
-                        .await;
+                    let _ =
+                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
                 });
             }
         });

@@ -155,6 +155,7 @@ fn is_about_us(status: StatusCode) -> bool {
         status,
         StatusCode::METHOD_NOT_ALLOWED
             | StatusCode::NOT_ACCEPTABLE
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED
             | StatusCode::REQUEST_TIMEOUT
             | StatusCode::LENGTH_REQUIRED
             | StatusCode::PAYLOAD_TOO_LARGE
@@ -233,7 +234,9 @@ mod tests {
             }
             outage(status, "text/html");
         }
-        for status in [405, 406, 408, 411, 413, 414, 415, 421, 426, 431, 100, 202, 204, 302, 307, 500, 502, 503, 599] {
+        for status in
+            [405, 406, 407, 408, 411, 413, 414, 415, 421, 426, 431, 100, 202, 204, 302, 307, 500, 502, 503, 599]
+        {
             outage(status, "application/json");
         }
     }
