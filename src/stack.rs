@@ -56,7 +56,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is charged to or checked against an identity.
-        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config)))
+        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, handler)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
         .layer(RateLimitLayer::optional(quota))
         // Turns the body into a payload: before whatever looks at series.
@@ -206,9 +206,9 @@ const GRANT_LIFE: Duration = Duration::from_secs(5 * 60);
 type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;
 
 /// Verifies tokens of ours, each once.
-fn token_authorizer(config: &Config) -> Authorizing<Secret> {
+fn token_authorizer(config: &Config, handler: Handler) -> Authorizing<Secret> {
     let verify = TokenAuthorizer::new(config.verifier.clone(), config.partition_label.as_str());
-    let cached = CacheLayer::new(GRANTS, config.token_lifetime).layer(verify);
+    let cached = CacheLayer::new(GRANTS, config.token_lifetime).observed_by(handler).layer(verify);
     BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
         tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
         identity

@@ -163,7 +163,7 @@ async fn a_verified_token_is_remembered_until_it_expires() {
     let reads = async || {
         let metrics = support::http::get(&world.gateway.internal("/metrics")).await;
         let read = |result: &str| {
-            let line = format!("cache_reads_total{{result=\"{result}\"}} ");
+            let line = format!("infogw_token_cache_reads_total{{result=\"{result}\"}} ");
             metrics.text().lines().find_map(|found| found.strip_prefix(line.as_str())).unwrap().parse::<u64>().unwrap()
         };
         (read("hit"), read("miss"))

@@ -28,6 +28,8 @@ pub struct Metrics {
     client_requests: IntCounterVec,
     /// Hit, miss.
     cache_reads: [IntCounter; 2],
+    /// Hit, miss.
+    token_reads: [IntCounter; 2],
     cache_writes: IntCounter,
     /// Success, error.
     forwarded: [IntCounter; 2],
@@ -88,6 +90,14 @@ impl Metrics {
             )?,
             cache_reads: each(
                 &counters("cache_reads_total", "Reads of the authorization cache: hit or miss.", &["result"])?,
+                ["hit", "miss"],
+            ),
+            token_reads: each(
+                &counters(
+                    "infogw_token_cache_reads_total",
+                    "Uploads whose token had been verified before, or had to be: hit or miss.",
+                    &["result"],
+                )?,
                 ["hit", "miss"],
             ),
             cache_writes: counters("cache_writes_total", "Writes to the authorization cache.", &["result"])?
@@ -340,11 +350,14 @@ impl Observe<Translated> for Handler {
 
 impl Observe<CacheEvent> for Handler {
     fn observe(&self, event: &CacheEvent) {
-        let Metrics { cache_reads: [hit, miss], cache_writes, .. } = self.0.metrics;
+        let Metrics { cache_reads, token_reads, cache_writes, .. } = self.0.metrics;
+        // `cache_*` has always meant the authorizer's answers; tokens of ours are verified here.
+        let [hit, miss] = if self.0.is_receive() { cache_reads } else { token_reads };
         match event {
             CacheEvent::Hit => hit.inc(),
             CacheEvent::Miss => miss.inc(),
-            CacheEvent::Write => cache_writes.inc(),
+            CacheEvent::Write if self.0.is_receive() => cache_writes.inc(),
+            CacheEvent::Write => {}
         }
     }
 }
