@@ -4,7 +4,7 @@
 //!
 //! | layer | feature | what it does to the request |
 //! | --- | --- | --- |
-//! | [`ObserveLayer`](observe) | | tells metrics and logs what passed |
+//! | [`ObserveLayer`](observe) | `observe` | tells metrics and logs what passed |
 //! | [`DrainLayer`](drain) | `drain` | reads a bounded rest of what was refused, so that the answer arrives |
 //! | [`RespondLayer`](respond) | `respond` | writes every refusal, once, in one shape |
 //! | [`AuthorizeLayer`](authorize) | `authorize` | says who it is: extensions += `Authorized<I>` |

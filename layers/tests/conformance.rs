@@ -6,6 +6,7 @@
     feature = "drain",
     feature = "encode",
     feature = "enforce",
+    feature = "observe",
     feature = "rate-limit",
     feature = "respond",
     feature = "test-util",

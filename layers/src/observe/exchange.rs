@@ -1,24 +1,3 @@
-//! What passed, for metrics and logs.
-//!
-//! A layer that has something to report takes an [`Observe`] of its own event; `()` observes nothing and costs nothing.
-//! [`ObserveLayer`] reports each exchange of request and response.
-//!
-//! ```
-//! use infogw_layers::observe::{Exchange, ObserveLayer};
-//! use tower::{ServiceBuilder, ServiceExt, service_fn};
-//! use std::sync::{Arc, atomic::{AtomicU16, Ordering}};
-//!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::convert::Infallible> {
-//! let last = Arc::new(AtomicU16::new(0));
-//! let seen = last.clone();
-//! let service = ServiceBuilder::new()
-//!     .layer(ObserveLayer::new(move |exchange: &Exchange<'_>| seen.store(exchange.status.as_u16(), Ordering::Relaxed)))
-//!     .service(service_fn(async |_: http::Request<()>| Ok::<_, std::convert::Infallible>(http::Response::new(()))));
-//! service.oneshot(http::Request::new(())).await?;
-//! assert_eq!(last.load(Ordering::Relaxed), 200);
-//! # Ok(()) }
-//! ```
-
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -30,23 +9,8 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::Observe;
 use crate::describe::{Describe, Row};
-
-/// Takes note of events of type `E`. Any `Fn(&E)` does; so does `()`, which ignores them.
-pub trait Observe<E> {
-    /// Takes note of `event`. Called on the request's path: be quick.
-    fn observe(&self, event: &E);
-}
-
-impl<E> Observe<E> for () {
-    fn observe(&self, _: &E) {}
-}
-
-impl<E, F: Fn(&E)> Observe<E> for F {
-    fn observe(&self, event: &E) {
-        self(event);
-    }
-}
 
 /// One request and the status it was answered with. One that is dropped before its answer, because the client hung up, counts
 /// as answered with 499: nginx's "client closed request".
