@@ -127,6 +127,7 @@ pub fn reload(config: &Config) {
     }
 }
 
+/// Binds the first of `addresses` that can be had.
 async fn bind(flag: &'static str, addresses: &[SocketAddr]) -> Result<TcpListener, StartError> {
-    server::bind(addresses).await.map_err(|error| StartError::Bind { flag, error })
+    TcpListener::bind(addresses).await.map_err(|error| StartError::Bind { flag, error })
 }

@@ -1,7 +1,6 @@
 //! Listeners, connections, and an orderly end.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -32,14 +31,6 @@ const IDLE: Duration = Duration::from_secs(6 * 60);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Connections of one listener. More wait in the kernel's queue until one ends.
 const CONNECTIONS: usize = 16 * 1024;
-
-/// Binds the first of `addresses` that can be had.
-///
-/// # Errors
-/// The last address' error.
-pub async fn bind(addresses: &[SocketAddr]) -> std::io::Result<TcpListener> {
-    TcpListener::bind(addresses).await
-}
 
 /// Serves HTTP/1.1 and h2 (prior knowledge) until `stop` turns true; then takes no more connections, lets requests in flight end,
 /// and returns once they have, or after `grace`.

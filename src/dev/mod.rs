@@ -130,7 +130,7 @@ fn preferred(port: u16) -> [SocketAddr; 2] {
 
 async fn bind(what: &'static str, port: u16) -> Result<(TcpListener, SocketAddr), StartError> {
     let bound = async {
-        let listener = server::bind(&preferred(port)).await?;
+        let listener = TcpListener::bind(&preferred(port)[..]).await?;
         let address = listener.local_addr()?;
         Ok((listener, address))
     };
