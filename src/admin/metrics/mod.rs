@@ -201,13 +201,13 @@ impl Metrics {
     }
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+pub(super) fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }
 
 /// One handle for each value of a counter's one label.
-fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -> [IntCounter; N] {
+pub(super) fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -> [IntCounter; N] {
     values.map(|value| counter.with_label_values(&[value]))
 }
 
