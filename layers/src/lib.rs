@@ -22,6 +22,8 @@
 
 #[cfg(feature = "authorize")]
 pub mod authorize;
+#[cfg(feature = "circuit")]
+pub mod circuit;
 pub mod clock;
 #[cfg(feature = "test-util")]
 pub mod conformance;
