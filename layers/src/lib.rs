@@ -47,5 +47,7 @@ pub mod rate_limit;
 pub mod rejection;
 #[cfg(feature = "respond")]
 pub mod respond;
+#[cfg(feature = "store")]
+pub mod store;
 #[cfg(feature = "translate")]
 pub mod translate;
