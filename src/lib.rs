@@ -91,10 +91,11 @@ mod tests {
         };
         let config = Config::new(flags).unwrap();
         let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(false).unwrap());
+        let authorizer = stack::authorizer_circuit(metrics);
         let stacks = [
-            ("/authorize", rows(&stack::authorize(&config, metrics, &clients))),
+            ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &authorizer))),
             ("/upload", rows(&stack::upload(&config, metrics, &clients))),
-            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients))),
+            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &authorizer))),
         ];
         let tables: Vec<_> = stacks.iter().map(|(name, rows)| table(name, rows)).collect();
         let tables = tables.join("\n");

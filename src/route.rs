@@ -47,10 +47,11 @@ impl Router {
             let response = other(&request, &ready).map(Either::Left);
             async move { Ok(response) }
         });
+        let authorizer = stack::authorizer_circuit(metrics);
         Router(Arc::new(Routes {
-            authorize: boxed(stack::authorize(config, metrics, clients)),
+            authorize: boxed(stack::authorize(config, metrics, clients, &authorizer)),
             upload: boxed(stack::upload(config, metrics, clients)),
-            receive: boxed(stack::receive(config, metrics, clients)),
+            receive: boxed(stack::receive(config, metrics, clients, &authorizer)),
             other: BoxCloneSyncService::new(stack::drain().layer(other)),
             readiness,
         }))

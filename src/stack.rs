@@ -2,7 +2,7 @@
 //!
 //! The stacks' table in the [crate docs](crate) is checked against these types by a test.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -11,8 +11,12 @@ use http_body_util::{Either, Full};
 use infogw_layers::{
     authorize::{
         AuthorizeLayer, BearerToken, ClusterCredential, CompositeToken, CredentialSource, Identity, Secret,
-        cache::CacheLayer, token::TokenAuthorizer, tollbooth::Tollbooth,
+        cache::{CacheConfig, CacheLayer},
+        single_flight::SingleFlightLayer,
+        token::TokenAuthorizer,
+        tollbooth::{self, Tollbooth},
     },
+    circuit::{Circuit, CircuitLayer},
     decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
     describe::{Describe, DescribePredicate},
     drain::DrainLayer,
@@ -22,6 +26,7 @@ use infogw_layers::{
     rate_limit::{PerCluster, Quota, RateLimitLayer},
     rejection::{BoxError, Reason, Rejection},
     respond::RespondLayer,
+    retry::RetryOutages,
     translate::TranslateLayer,
 };
 use tower::{
@@ -30,6 +35,7 @@ use tower::{
     limit::ConcurrencyLimitLayer,
     load_shed::LoadShedLayer,
     service_fn,
+    timeout::{TimeoutLayer, error::Elapsed},
     util::BoxCloneSyncService,
 };
 
@@ -56,7 +62,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is charged to or checked against an identity.
-        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, handler)))
+        .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, metrics, handler)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
         .layer(RateLimitLayer::optional(quota))
         // Turns the body into a payload: before whatever looks at series.
@@ -74,7 +80,12 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
 }
 
 /// `POST /metrics/v1/receive`: remote write of a cluster that brings its own credentials.
-pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
+pub fn receive<B: RequestBody>(
+    config: &Config,
+    metrics: &'static Metrics,
+    clients: &Clients,
+    authorizer: &Circuit,
+) -> impl Stack<B> {
     let handler = metrics.handler("receive");
     let forward = forward(config, metrics, clients, handler, Success::AsUpstream);
     ServiceBuilder::new()
@@ -87,7 +98,10 @@ pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clien
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is checked against an identity, and before the body costs memory and time.
-        .layer(AuthorizeLayer::new(TenantLogged::new(config), cluster_authorizer(config, metrics, clients, handler)))
+        .layer(AuthorizeLayer::new(
+            TenantLogged::new(config),
+            cluster_authorizer(config, metrics, clients, authorizer, handler),
+        ))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
@@ -102,7 +116,12 @@ pub fn receive<B: RequestBody>(config: &Config, metrics: &'static Metrics, clien
 
 /// `POST /authorize`: a cluster registers and gets a token. The same layers in another order: the credential's cluster stands in
 /// the body.
-pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
+pub fn authorize<B: RequestBody>(
+    config: &Config,
+    metrics: &'static Metrics,
+    clients: &Clients,
+    authorizer: &Circuit,
+) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(
         config.signer.clone(),
@@ -110,6 +129,8 @@ pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, cli
         config.partition_label.clone(),
         config.required_labels.clone(),
     );
+    let registering =
+        SingleFlightLayer::new(REGISTRATIONS).layer(registrations(config, metrics, clients, authorizer, true));
     ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
@@ -125,7 +146,7 @@ pub fn authorize<B: RequestBody>(config: &Config, metrics: &'static Metrics, cli
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
-        .layer(AuthorizeLayer::new(RegistrationCredential, registrations(config, metrics, clients, true)))
+        .layer(AuthorizeLayer::new(RegistrationCredential, registering))
         .service(issue)
 }
 
@@ -197,48 +218,58 @@ impl<C> ApiClient for C where
 {
 }
 
-/// How many grants are kept, and how long those of cluster credentials are.
-const GRANTS: u64 = 1 << 18;
-/// Calls to the authorizer at once, of each route.
-const CALLS: usize = 512;
-const GRANT_LIFE: Duration = Duration::from_secs(5 * 60);
+/// Calls to the authorizer for those who register, at once.
+const REGISTRATIONS: usize = 512;
+/// How long an authorization may take, retries and all: telemeter-server's time.
+const AUTHORIZATION: Duration = Duration::from_secs(20);
+/// How long one call has. A second one fits in.
+const CALL: Duration = Duration::from_secs(9);
+const CALLS: u32 = 3;
+/// Calls in a row that fail before the authorizer is left alone, and for how long.
+const FAILURES: NonZeroU32 = NonZeroU32::new(5).unwrap();
+const LEFT_ALONE: Duration = Duration::from_secs(5);
 
 type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;
 
+/// Whether the authorizer may be asked: one for all routes, since it is one authorizer.
+pub fn authorizer_circuit(metrics: &'static Metrics) -> Circuit {
+    Circuit::observed_by(FAILURES, LEFT_ALONE, metrics.authorizer_circuit())
+}
+
 /// Verifies tokens of ours, each once.
-fn token_authorizer(config: &Config, handler: Handler) -> Authorizing<Secret> {
+fn token_authorizer(config: &Config, metrics: &'static Metrics, handler: Handler) -> Authorizing<Secret> {
     let verify = TokenAuthorizer::new(config.verifier.clone(), config.partition_label.as_str());
-    let cached = CacheLayer::new(GRANTS, config.token_lifetime).observed_by(handler).layer(verify);
-    BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
+    let cache = CacheLayer::new(CacheConfig {
+        // To verify one again would not renew it.
+        grant_life: config.token_lifetime,
+        refresh_ahead: false,
+        grace: Duration::ZERO,
+        shared: None,
+        ..config.authorizations.clone()
+    });
+    metrics.cache("tokens", cache.handle());
+    BoxCloneSyncService::new(cache.observed_by(handler).layer(verify).map_response(|identity: Arc<Identity>| {
         tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
         identity
     }))
 }
 
-/// Asks the registrations about cluster credentials, and keeps what they grant. What a cluster may write for others is looked up
-/// each time, so that a reload counts at once.
+/// Asks the registrations about cluster credentials, and keeps what they say. What a cluster may write for others is looked up each
+/// time, so that a reload counts at once.
 fn cluster_authorizer(
     config: &Config,
     metrics: &'static Metrics,
     clients: &Clients,
+    circuit: &Circuit,
     handler: Handler,
 ) -> Authorizing<ClusterCredential> {
-    let asking = registrations(config, metrics, clients, false);
-    let cached = CacheLayer::new(GRANTS, GRANT_LIFE).observed_by(handler).layer(asking);
+    let asking = registrations(config, metrics, clients, circuit, false);
+    let cache = CacheLayer::new(config.authorizations.clone());
+    metrics.cache("authorizer", cache.handle());
     let rules = config.rules.clone();
-    BoxCloneSyncService::new(cached.map_response(move |identity| rules.delegate(identity)))
-}
-
-/// What is shed here is the authorizer's being slow, not ours.
-fn busy(rejection: Rejection) -> Rejection {
-    match rejection.reason() {
-        Reason::Overloaded => Rejection::new(
-            Reason::AuthorizerUnavailable,
-            "too many clusters wait for the authorizer; send this again later",
-        )
-        .retry_after(Duration::from_secs(10)),
-        _ => rejection,
-    }
+    BoxCloneSyncService::new(
+        cache.observed_by(handler).layer(asking).map_response(move |identity| rules.delegate(identity)),
+    )
 }
 
 /// The authorizer that flags name.
@@ -246,6 +277,7 @@ fn registrations(
     config: &Config,
     metrics: &'static Metrics,
     clients: &Clients,
+    circuit: &Circuit,
     needs_account: bool,
 ) -> Authorizing<ClusterCredential> {
     match &config.authorizer {
@@ -254,16 +286,21 @@ fn registrations(
             Ok(Arc::new(Identity { account: Some(cluster.as_str().into()), ..Identity::of(cluster) }))
         })),
         Authorizer::Registrations(uri) => {
-            let client =
-                ObserveLayer::new(metrics.client("authorize", config.verbose)).layer(clients.authorize.clone());
+            let client = ServiceBuilder::new()
+                // Around the timeout: whoever does not answer in time is not there.
+                .layer(CircuitLayer::new(circuit.clone(), tollbooth::unavailable()))
+                .layer(TimeoutLayer::new(CALL))
+                .layer(ObserveLayer::new(metrics.client("authorize", config.verbose)))
+                .service(clients.authorize.clone());
             let tollbooth = Tollbooth::new(client, uri.clone());
             let tollbooth = if needs_account { tollbooth.needs_account() } else { tollbooth };
-            let bounded = ServiceBuilder::new()
-                .map_err(|error: BoxError| busy(error.into()))
-                .layer(LoadShedLayer::new())
-                .layer(ConcurrencyLimitLayer::new(CALLS))
+            let patient = ServiceBuilder::new()
+                .map_err(|error: BoxError| if error.is::<Elapsed>() { tollbooth::unavailable() } else { error.into() })
+                // Around the retries: whoever waits, waits for all of them.
+                .layer(TimeoutLayer::new(AUTHORIZATION))
+                .retry(RetryOutages::new(CALLS).unless_open(circuit.clone()))
                 .service(tollbooth);
-            BoxCloneSyncService::new(bounded)
+            BoxCloneSyncService::new(patient)
         }
     }
 }

@@ -83,7 +83,9 @@ async fn authorize() {
         let asked = world.authorizer.received().len();
         let reply = row.check(&world, Route::Authorize, &cluster).await;
         let asked = world.authorizer.received().split_off(asked);
-        assert!(asked.len() <= 1, "{}: asked {} times", row.case, asked.len());
+        // What may be an outage is tried again, a few times.
+        let most = if row.status == 503 { 3 } else { 1 };
+        assert!(asked.len() <= most, "{}: asked {} times", row.case, asked.len());
         for call in asked {
             let body = json!({ "cluster_id": cluster, "authorization_token": PULL_SECRET, "account_id": "" });
             assert_eq!((call.method.as_str(), &call.body), ("POST", &body), "{}", row.case);

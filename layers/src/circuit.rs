@@ -2,7 +2,7 @@
 //!
 //! A [`Circuit`] counts failures in a row. At a set number it opens: nobody is let through for a set time, so that callers hear at
 //! once what they would otherwise wait for, and a neighbour that struggles is left alone. Then one attempt is let through at a time,
-//! until one succeeds. [`CircuitLayer`] puts one before a service whose outages are [`Rejection`]s of a 5xx status.
+//! until one succeeds. [`CircuitLayer`] puts one before an HTTP client.
 //!
 //! Nothing in here waits, and nothing reads a clock: the caller says what time it is.
 //!
@@ -32,6 +32,7 @@ use std::{
     time::Duration,
 };
 
+use http::Response;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -39,7 +40,7 @@ use tower_service::Service;
 use crate::{
     clock::{Clock, SystemClock},
     observe::Observe,
-    rejection::Rejection,
+    rejection::{BoxError, Rejection},
 };
 
 /// Whether a neighbour may be asked. Clones share their state.
@@ -172,8 +173,9 @@ impl Drop for Attempt {
     }
 }
 
-/// Puts a [`Circuit`] before a service. A [`Rejection`] with a status of 5xx is a failure; any other, and every answer, shows that
-/// the neighbour is there.
+/// Puts a [`Circuit`] before an HTTP client. An error is a failure, such as that of a timeout inside, and so are 502, 503 and 504: nobody
+/// is there. Any other answer shows that the neighbour is there, also a 500: what one request brings about is not to be held against
+/// the others.
 #[derive(Debug, Clone)]
 pub struct CircuitLayer<C = SystemClock> {
     circuit: Circuit,
@@ -211,17 +213,18 @@ pub struct CircuitService<S, C = SystemClock> {
     layer: CircuitLayer<C>,
 }
 
-impl<S, C, Req> Service<Req> for CircuitService<S, C>
+impl<S, C, Req, B> Service<Req> for CircuitService<S, C>
 where
-    S: Service<Req>,
-    S::Error: Into<Rejection>,
+    S: Service<Req, Response = Response<B>>,
+    S::Error: Into<BoxError>,
     C: Clock,
 {
     type Response = S::Response;
-    type Error = Rejection;
+    /// The client's, or the [`Rejection`] while open.
+    type Error = BoxError;
     type Future = CircuitFuture<S::Future, C>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
@@ -255,13 +258,13 @@ pin_project! {
     }
 }
 
-impl<F, C, T, E> Future for CircuitFuture<F, C>
+impl<F, C, B, E> Future for CircuitFuture<F, C>
 where
-    F: Future<Output = Result<T, E>>,
-    E: Into<Rejection>,
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
     C: Clock,
 {
-    type Output = Result<T, Rejection>;
+    type Output = Result<Response<B>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
@@ -269,14 +272,16 @@ where
                 let result = ready!(inner.poll(cx)).map_err(Into::into);
                 if let Some((attempt, clock)) = attempt.take() {
                     match &result {
-                        Err(rejection) if rejection.status().is_server_error() => attempt.failed(clock.monotonic()),
-                        _ => attempt.succeeded(),
+                        Ok(response) if !matches!(response.status().as_u16(), 502..=504) => attempt.succeeded(),
+                        _ => attempt.failed(clock.monotonic()),
                     }
                 }
                 Poll::Ready(result)
             }
             // `None`: polled again after completion, which futures need not bear.
-            CircuitProj::Open { refusal } => refusal.take().map_or(Poll::Pending, |refusal| Poll::Ready(Err(refusal))),
+            CircuitProj::Open { refusal } => {
+                refusal.take().map_or(Poll::Pending, |refusal| Poll::Ready(Err(refusal.into())))
+            }
         }
     }
 }

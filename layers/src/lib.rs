@@ -47,6 +47,8 @@ pub mod rate_limit;
 pub mod rejection;
 #[cfg(feature = "respond")]
 pub mod respond;
+#[cfg(feature = "retry")]
+pub mod retry;
 #[cfg(feature = "store")]
 pub mod store;
 #[cfg(feature = "translate")]

@@ -21,11 +21,16 @@ mod time;
 #[path = "conformance/violations.rs"]
 mod violations;
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use http::{Request, Response};
 use infogw_layers::{
-    authorize::{AuthorizeLayer, BearerToken, Identity, Secret, cache::CacheLayer},
+    authorize::{
+        AuthorizeLayer, BearerToken, Identity, Secret,
+        cache::{CacheConfig, CacheLayer},
+        single_flight::SingleFlightLayer,
+    },
+    circuit::{Circuit, CircuitLayer},
     clock::ManualClock,
     conformance::{Conformance, Second},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder, WriteRequestDecoder},
@@ -35,11 +40,12 @@ use infogw_layers::{
     observe::ObserveLayer,
     payload::SeriesSet,
     rate_limit::{Due, PerCluster, Quota, RateLimitLayer},
-    rejection::Reason,
+    rejection::{Reason, Rejection},
     respond::RespondLayer,
     translate::TranslateLayer,
 };
-use tower::service_fn;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_test::mock;
 
 use fixtures::{Pieces, authorizer, bearer, families, unique, witnessed, write_request};
 
@@ -87,7 +93,7 @@ async fn authorize() {
 
 #[tokio::test]
 async fn cache() {
-    let layer = CacheLayer::<Identity>::new(10_000, MINUTE).clock(ManualClock::new());
+    let layer = CacheLayer::<Identity>::new(CacheConfig::default()).clock(ManualClock::new());
     let conformance = Conformance::waiting(layer, || Secret::new(unique()), fixtures::identity);
     conformance.readiness().await;
     conformance.clones().await;
@@ -97,6 +103,43 @@ async fn cache() {
         [Secret::new(token.clone()), Secret::new(token)]
     };
     conformance.sharing(alike, Second::Answered).await;
+}
+
+#[tokio::test]
+async fn single_flight() {
+    let conformance = Conformance::waiting(SingleFlightLayer::new(512), || Secret::new(unique()), fixtures::identity);
+    conformance.readiness().await;
+    conformance.clones().await;
+    conformance.cancellation().await;
+}
+
+#[tokio::test]
+async fn circuit() {
+    let open = Circuit::new(NonZeroU32::MIN, MINUTE);
+    let Ok(attempt) = open.admit(Duration::ZERO) else { panic!("a new circuit is closed") };
+    attempt.failed(Duration::ZERO);
+    let refusal = Rejection::new(Reason::AuthorizerUnavailable, "left alone");
+    let (inner, mut handle) = mock::pair::<Request<()>, Response<()>>();
+    let clock = ManualClock::new();
+    let service = CircuitLayer::new(open, refusal).clock(clock.clone()).layer(inner);
+    let refused = Rejection::from(service.clone().oneshot(Request::new(())).await.unwrap_err());
+    assert_eq!((refused.reason(), refused.wait()), (Reason::AuthorizerUnavailable, Some(MINUTE)));
+    assert!(handle.poll_request().is_pending());
+
+    let answered = |status: u16| Response::builder().status(status).body(()).unwrap();
+    for (status, closes) in [(503, false), (504, false), (502, false), (500, true), (404, true), (200, true)] {
+        clock.advance(MINUTE);
+        let probe = tokio::spawn(service.clone().oneshot(Request::new(())));
+        handle.next_request().await.unwrap().1.send_response(answered(status));
+        assert_eq!(probe.await.unwrap().unwrap().status(), status);
+        let next = tokio::spawn(service.clone().oneshot(Request::new(())));
+        if closes {
+            handle.next_request().await.unwrap().1.send_error("hung up");
+            assert_eq!(next.await.unwrap().unwrap_err().to_string(), "hung up");
+        }
+        let refused = service.clone().oneshot(Request::new(())).await.unwrap_err();
+        assert_eq!(Rejection::from(refused).wait(), Some(MINUTE), "{status}");
+    }
 }
 
 #[tokio::test]

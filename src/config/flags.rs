@@ -2,6 +2,8 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use super::AuthorizationFlags;
+
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
 /// Authorizes clusters, limits how often they write, checks and filters what they send, and forwards it as remote write.
@@ -53,6 +55,10 @@ pub struct Flags {
     /// Key in the composite token whose value names the tenant in logs.
     #[arg(long, value_name = "KEY", help_heading = "Identity")]
     pub tenant_key: Option<String>,
+
+    /// How authorizations are kept.
+    #[command(flatten)]
+    pub authorization: AuthorizationFlags,
 
     /// Where remote-write requests go: a receive endpoint.
     #[arg(long, value_name = "URL", help_heading = "Upstream")]

@@ -1,5 +1,6 @@
 //! Flags to a [`Config`] in which nothing can be invalid any more.
 
+mod authorization;
 mod delegations;
 pub mod duration;
 mod flags;
@@ -19,11 +20,15 @@ use std::{
 use clap::Parser;
 use http::{HeaderValue, Uri};
 use infogw_layers::{
-    authorize::jwt::{SigningKey, TokenSigner, TokenVerifier},
+    authorize::{
+        cache::CacheConfig,
+        jwt::{SigningKey, TokenSigner, TokenVerifier},
+    },
     decode::DecodeLimits,
     enforce::{ClusterLabelCheck, selector::Selector},
 };
 
+pub use authorization::AuthorizationFlags;
 pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
 use rules::Relabel;
@@ -41,6 +46,7 @@ pub struct ConfigError(String);
 macro_rules! wrong {
     ($($line:tt)*) => { Err(ConfigError(format!($($line)*))) };
 }
+use wrong;
 
 /// What the gateway shall be like.
 #[derive(Debug)]
@@ -51,6 +57,8 @@ pub struct Config {
     pub listen_internal: Vec<SocketAddr>,
     /// Who says which token is which cluster's.
     pub authorizer: Authorizer,
+    /// How what it says is kept.
+    pub authorizations: CacheConfig,
     /// Signs the tokens that `/authorize` issues.
     pub signer: TokenSigner,
     /// Verifies them at `/upload`.
@@ -224,6 +232,7 @@ impl Config {
             listen,
             listen_internal,
             authorizer,
+            authorizations: flags.authorization.parse()?,
             verifier: TokenVerifier::new(vec![key.verifying_key()]),
             signer: TokenSigner::new(key),
             key_is_shared: key_file.is_some(),

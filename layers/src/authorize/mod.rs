@@ -32,6 +32,8 @@ mod credential;
 mod identity;
 #[cfg(feature = "jwt")]
 pub mod jwt;
+#[cfg(feature = "single-flight")]
+pub mod single_flight;
 #[cfg(feature = "jwt")]
 pub mod token;
 #[cfg(feature = "tollbooth")]

@@ -99,21 +99,24 @@ where
         let (deadline, needs_account) = (self.deadline, self.needs_account);
         Box::pin(async move {
             let answered = tokio::time::timeout(deadline, answer::<C, B>(answering));
-            let (status, headers, body) = answered.await.ok().flatten().ok_or_else(unavailable)?;
+            let (status, headers, body) = answered.await.unwrap_or_else(|_late| Err(unavailable()))?;
             judge(status, &headers, &body, &credential, needs_account)
         })
     }
 }
 
-async fn answer<C, B>(answering: Oneshot<C, Request<Full<Bytes>>>) -> Option<(StatusCode, HeaderMap, Bytes)>
+async fn answer<C, B>(answering: Oneshot<C, Request<Full<Bytes>>>) -> Result<(StatusCode, HeaderMap, Bytes), Rejection>
 where
     C: Service<Request<Full<Bytes>>, Response = Response<B>>,
+    C::Error: Into<BoxError>,
     B: Body,
     B::Error: Into<BoxError>,
 {
-    let (head, body) = answering.await.ok()?.into_parts();
-    let body = Limited::new(body, LONGEST_ANSWER).collect().await.ok()?.to_bytes();
-    Some((head.status, head.headers, body))
+    // A layer over the client may refuse by itself, and knows when to come back.
+    let refused = |error: C::Error| error.into().downcast().map_or_else(|_| unavailable(), |rejection| *rejection);
+    let (head, body) = answering.await.map_err(refused)?.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|_| unavailable())?.to_bytes();
+    Ok((head.status, head.headers, body))
 }
 
 fn judge(
@@ -182,7 +185,8 @@ fn refusal(status: StatusCode) -> Rejection {
     Rejection::new(Reason::AuthorizerRefused, detail).with_status(status)
 }
 
-fn unavailable() -> Rejection {
+/// What senders hear while the authorizer is down: 503, and to come back.
+pub fn unavailable() -> Rejection {
     Rejection::new(Reason::AuthorizerUnavailable, "the authorizer does not answer as it should; send this again later")
         .retry_after(Duration::from_secs(10))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -12,8 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use infogw_layers::{
-    authorize::{ClusterId, Identity, Secret, cache::CacheEvent, cache::CacheLayer},
-    clock::{Clock, ManualClock},
+    clock::ManualClock,
     decode::{DecodeLayer, Decoder, WriteRequestDecoder},
     drain::{DrainLayer, Drained},
     encode::EncodeLayer,
@@ -26,12 +24,12 @@ use tokio::{
     sync::oneshot,
     time::{Instant, advance},
 };
-use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer};
+use tower::{Layer, ServiceBuilder, ServiceExt, limit::ConcurrencyLimitLayer, load_shed::LoadShedLayer};
 use tower_test::mock;
 
 use crate::{
     MINUTE,
-    fixtures::{Pieces, TOO_LONG, block, identity, write_request},
+    fixtures::{Pieces, TOO_LONG, block, write_request},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -194,60 +192,6 @@ async fn an_attempt_that_fails_here_is_given_back_down_to_one_a_minute() {
         assert!(poll(again.as_mut()).is_pending(), "after {seen}");
         handle.next_request().await.unwrap().1.send_response(Response::new(()));
         assert!(again.await.is_ok());
-    }
-}
-
-#[tokio::test]
-async fn a_grant_is_kept_until_its_identity_ends() {
-    let clock = ManualClock::new();
-    let events = Arc::new(Mutex::new(Vec::new()));
-    let seen = events.clone();
-    let (authorizer, mut handle) = mock::pair::<Secret, Arc<Identity>>();
-    let cached = CacheLayer::new(100, MINUTE)
-        .clock(clock.clone())
-        .observed_by(move |event: &CacheEvent| seen.lock().unwrap().push(*event))
-        .layer(authorizer);
-    let ask = || tokio::spawn(cached.clone().oneshot(Secret::new("token")));
-    let until = |end| {
-        let cluster = ClusterId::new("c1").unwrap();
-        Arc::new(Identity { expires_at: Some(end), ..Identity::of(cluster) })
-    };
-
-    // An outage is not kept, nor is a refusal.
-    for reason in [Reason::AuthorizerUnavailable, Reason::AuthorizerRefused] {
-        let asking = ask();
-        handle.next_request().await.unwrap().1.send_error(Rejection::new(reason, ""));
-        let error: BoxError = asking.await.unwrap().unwrap_err();
-        assert_eq!(Rejection::from(error).reason(), reason);
-    }
-    for _ in 0..2 {
-        let asking = ask();
-        handle.next_request().await.unwrap().1.send_response(until(clock.now() + 10 * SECOND));
-        let granted = asking.await.unwrap().unwrap();
-        clock.advance(10 * SECOND - MILLISECOND);
-        assert!(Arc::ptr_eq(&granted, &ask().await.unwrap().unwrap()), "kept");
-        assert!(handle.poll_request().is_pending());
-        clock.advance(MILLISECOND);
-    }
-    use CacheEvent::{Hit, Miss, Write};
-    assert_eq!(*events.lock().unwrap(), [Miss, Miss, Miss, Write, Hit, Miss, Write, Hit]);
-}
-
-/// The store's own clock cannot be held, so this waits until the grant is gone.
-#[tokio::test]
-async fn a_grant_is_kept_no_longer_than_the_cache_may() {
-    let (authorizer, mut handle) = mock::pair::<Secret, Arc<Identity>>();
-    let cached = CacheLayer::new(100, Duration::from_millis(20)).layer(authorizer);
-    for _ in 0..2 {
-        loop {
-            let mut asking = pin!(cached.clone().oneshot(Secret::new("token")));
-            if poll(asking.as_mut()).is_pending() {
-                handle.next_request().await.unwrap().1.send_response(identity());
-                asking.await.unwrap();
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! What the gateway counts, under the names that telemeter-server's dashboards and alerts query.
 
+mod authorization;
+mod sampled;
+
 use std::{sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use infogw_layers::{
-    authorize::cache::CacheEvent,
+    authorize::cache::{CacheEvent, CacheHandle},
+    circuit::CircuitState,
     enforce::Enforced,
     observe::{Exchange, Observe},
     rejection::{Reason, Rejection},
@@ -15,6 +19,7 @@ use prometheus::{
     Registry, TEXT_FORMAT, TextEncoder, core::Collector,
 };
 
+use self::authorization::AuthorizationMetrics;
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -26,11 +31,8 @@ pub struct Metrics {
     size: HistogramVec,
     rejections: IntCounterVec,
     client_requests: IntCounterVec,
-    /// Hit, miss.
-    cache_reads: [IntCounter; 2],
-    /// Hit, miss.
-    token_reads: [IntCounter; 2],
-    cache_writes: IntCounter,
+    client_duration: HistogramVec,
+    authorization: AuthorizationMetrics,
     /// Success, error.
     forwarded: [IntCounter; 2],
     size_limited: IntCounter,
@@ -50,6 +52,8 @@ pub struct Metrics {
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Up to the time that a forward has.
 const FORWARD_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Up to the time that an authorization has.
+const CLIENT_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0];
 const BYTES: &[f64] = &[1024.0, 8192.0, 65536.0, 262_144.0, 524_288.0, 1_048_576.0, 2_097_152.0];
 
 impl Metrics {
@@ -88,20 +92,13 @@ impl Metrics {
                 "A counter for requests from the wrapped client.",
                 &["client", "code", "method"],
             )?,
-            cache_reads: each(
-                &counters("cache_reads_total", "Reads of the authorization cache: hit or miss.", &["result"])?,
-                ["hit", "miss"],
-            ),
-            token_reads: each(
-                &counters(
-                    "infogw_token_cache_reads_total",
-                    "Uploads whose token had been verified before, or had to be: hit or miss.",
-                    &["result"],
-                )?,
-                ["hit", "miss"],
-            ),
-            cache_writes: counters("cache_writes_total", "Writes to the authorization cache.", &["result"])?
-                .with_label_values(&["success"]),
+            client_duration: histograms(
+                "infogw_client_request_duration_seconds",
+                "How long our requests to authorizer, upstream and issuer took.",
+                CLIENT_SECONDS,
+                &["client"],
+            )?,
+            authorization: AuthorizationMetrics::new(&registry)?,
             forwarded: each(
                 &counters(
                     "telemeter_forward_requests_total",
@@ -197,7 +194,18 @@ impl Metrics {
 
     /// Handles for the requests of one of our clients.
     pub fn client(&'static self, name: &'static str, verbose: bool) -> ClientRequests {
-        ClientRequests { name, requests: &self.client_requests, verbose }
+        let duration = self.client_duration.with_label_values(&[name]);
+        ClientRequests { name, requests: &self.client_requests, duration: Box::leak(Box::new(duration)), verbose }
+    }
+
+    /// Tells the size of `cache` at every scrape.
+    pub fn cache(&self, cache: &'static str, handle: CacheHandle) {
+        self.authorization.watch(cache, handle);
+    }
+
+    /// Is told whether the authorizer is asked.
+    pub fn authorizer_circuit(&'static self) -> impl Observe<CircuitState> + Send + Sync + 'static {
+        &self.authorization
     }
 }
 
@@ -353,15 +361,8 @@ impl Observe<Translated> for Handler {
 
 impl Observe<CacheEvent> for Handler {
     fn observe(&self, event: &CacheEvent) {
-        let Metrics { cache_reads, token_reads, cache_writes, .. } = self.0.metrics;
-        // `cache_*` has always meant the authorizer's answers; tokens of ours are verified here.
-        let [hit, miss] = if self.0.is_receive() { cache_reads } else { token_reads };
-        match event {
-            CacheEvent::Hit => hit.inc(),
-            CacheEvent::Miss => miss.inc(),
-            CacheEvent::Write if self.0.is_receive() => cache_writes.inc(),
-            CacheEvent::Write => {}
-        }
+        let authorization = &self.0.metrics.authorization;
+        if self.0.is_receive() { authorization.authorizer_cache(*event) } else { authorization.token_cache(*event) }
     }
 }
 
@@ -392,6 +393,7 @@ impl Observe<Forwarded> for Handler {
 pub struct ClientRequests {
     name: &'static str,
     requests: &'static IntCounterVec,
+    duration: &'static Histogram,
     verbose: bool,
 }
 
@@ -399,6 +401,7 @@ impl Observe<Exchange<'_>> for ClientRequests {
     fn observe(&self, exchange: &Exchange<'_>) {
         let code = exchange.status.as_str();
         self.requests.with_label_values(&[self.name, code, known_method(exchange.method)]).inc();
+        self.duration.observe(exchange.elapsed.as_secs_f64());
         if self.verbose {
             let Exchange { method, uri, status, elapsed, .. } = exchange;
             let (host, path) = (uri.host().unwrap_or_default(), uri.path());

@@ -1,0 +1,141 @@
+//! What ended in an outage is tried again.
+//!
+//! [`RetryOutages`] is a policy for tower's `RetryLayer`: a [`Rejection`] with a status of 5xx is an outage; any other is an answer, and
+//! stands. Attempts are few, spaced by a jittered backoff, and paid for out of a budget that all clones of the policy share, so that
+//! retries are a part of the calls and not a storm of their own. Whoever waits for all of them wants a deadline around this.
+//!
+//! ```
+//! use infogw_layers::{rejection::{Reason, Rejection}, retry::RetryOutages};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use std::sync::{Arc, atomic::{AtomicU32, Ordering}};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Rejection> {
+//! let calls = Arc::new(AtomicU32::new(0));
+//! let flaky = service_fn(move |_: &str| {
+//!     let call = calls.fetch_add(1, Ordering::Relaxed);
+//!     async move { if call == 0 { Err(Rejection::new(Reason::AuthorizerUnavailable, "down")) } else { Ok(call) } }
+//! });
+//! assert_eq!(ServiceBuilder::new().retry(RetryOutages::new(3)).service(flaky).oneshot("").await?, 1);
+//! # Ok(()) }
+//! ```
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::time::{Sleep, sleep};
+use tower::retry::{
+    Policy,
+    budget::{Budget, TpsBudget},
+};
+
+use crate::{circuit::Circuit, rejection::Rejection};
+
+/// The first pause, before jitter; it doubles with each attempt.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tries outages again, a few times.
+#[derive(Clone)]
+pub struct RetryOutages {
+    attempts: u32,
+    made: u32,
+    budget: Arc<TpsBudget>,
+    circuit: Option<Circuit>,
+}
+
+impl RetryOutages {
+    /// At most so many `attempts` in all. Retries add a fifth to the calls, and may be ten a second whatever the calls.
+    pub fn new(attempts: u32) -> Self {
+        RetryOutages { attempts, made: 0, budget: Arc::default(), circuit: None }
+    }
+
+    /// Does not try again while `circuit` is open: it would be refused at once.
+    #[must_use]
+    pub fn unless_open(self, circuit: Circuit) -> Self {
+        RetryOutages { circuit: Some(circuit), ..self }
+    }
+}
+
+impl fmt::Debug for RetryOutages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryOutages").field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+impl<Req: Clone, Res> Policy<Req, Res, Rejection> for RetryOutages {
+    type Future = Sleep;
+
+    fn retry(&mut self, _: &mut Req, result: &mut Result<Res, Rejection>) -> Option<Sleep> {
+        match result {
+            Err(rejection) if rejection.status().is_server_error() => {
+                self.made += 1;
+                let futile = self.circuit.as_ref().is_some_and(Circuit::is_open);
+                if self.made >= self.attempts || futile || !self.budget.withdraw() {
+                    return None;
+                }
+                let pause = FIRST_PAUSE.saturating_mul(1 << self.made.min(16).saturating_sub(1)).min(LONGEST_PAUSE);
+                // Half to all of it: those that failed together do not come back together.
+                Some(sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())))
+            }
+            _ => {
+                self.budget.deposit();
+                None
+            }
+        }
+    }
+
+    fn clone_request(&mut self, request: &Req) -> Option<Req> {
+        Some(request.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rejection::Reason;
+    use std::{
+        num::NonZeroU32,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+    use tokio::time::Instant;
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    async fn calls_made(policy: RetryOutages, reason: Reason) -> u32 {
+        let calls = AtomicU32::new(0);
+        let failing = service_fn(async |()| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            Err::<(), _>(Rejection::new(reason, ""))
+        });
+        let rejection = ServiceBuilder::new().retry(policy).service(failing).oneshot(()).await.unwrap_err();
+        assert_eq!(rejection.reason(), reason);
+        calls.into_inner()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn outages_are_tried_again_and_answers_are_not() {
+        let began = Instant::now();
+        assert_eq!(calls_made(RetryOutages::new(3), Reason::AuthorizerUnavailable).await, 3);
+        assert!(began.elapsed() >= FIRST_PAUSE + FIRST_PAUSE / 2, "two pauses, the second twice as long");
+        for reason in [Reason::AuthorizerRefused, Reason::Unauthenticated, Reason::AuthorizerThrottled] {
+            assert_eq!(calls_made(RetryOutages::new(3), reason).await, 1, "{reason}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_are_paid_for() {
+        let policy = RetryOutages::new(2);
+        let mut failing = tokio::task::JoinSet::new();
+        for _ in 0..1_000 {
+            failing.spawn(calls_made(policy.clone(), Reason::AuthorizerUnavailable));
+        }
+        let calls: u32 = failing.join_all().await.into_iter().sum();
+        assert!((1_001..1_500).contains(&calls), "{calls}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_circuit_is_not_tried_again() {
+        let circuit = Circuit::new(NonZeroU32::MIN, Duration::from_secs(10));
+        circuit.admit(Duration::ZERO).unwrap().failed(Duration::ZERO);
+        let policy = RetryOutages::new(3).unless_open(circuit);
+        assert_eq!(calls_made(policy, Reason::AuthorizerUnavailable).await, 1);
+    }
+}
