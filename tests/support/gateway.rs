@@ -77,6 +77,13 @@ impl Gateway {
         self.process.logs()
     }
 
+    /// The value of this series on `/metrics`, 0 where there is none.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let metrics = http::get(&self.internal("/metrics")).await.expect_status(200);
+        let found = metrics.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        found.map_or(0.0, |value| value.parse().expect("a metric's value is a number"))
+    }
+
     /// Sends the signal called `name`, such as `HUP`.
     pub async fn signal(&self, name: &str) {
         self.process.signal(name).await;

@@ -257,8 +257,10 @@ impl<I, C, O> CacheLayer<I, C, O> {
 pub struct CacheHandle(Cache<u128, Grant>);
 
 impl CacheHandle {
-    /// Grants that are kept, about.
+    /// Grants that are kept.
     pub fn entries(&self) -> u64 {
+        // The store counts when it tidies up.
+        self.0.run_pending_tasks();
         self.0.entry_count()
     }
 
