@@ -5,7 +5,8 @@
 //!               └──────► Authorizer      scripted
 //! ```
 //!
-//! - [`Gateway`] and [`Prometheus`] are processes on ports of their own choosing. They die with the value.
+//! - [`Gateway`], [`Prometheus`], [`RedisServer`] and [`Memcached`] are processes on ports of their own choosing. They die with
+//!   the value.
 //! - [`Authorizer`], [`Upstream`] and [`Target`] are [`Server`]s in this process: they record each request and answer by a script,
 //!   which can be swapped while they run.
 //! - Nothing here sleeps for a guessed time: what happens is awaited, for at most [`DEADLINE`]. A wait that runs out panics with
@@ -25,6 +26,7 @@ pub mod payload;
 pub mod process;
 pub mod prometheus;
 pub mod server;
+pub mod stores;
 pub mod target;
 pub mod upstream;
 pub mod world;
@@ -36,6 +38,7 @@ pub use gateway::Gateway;
 pub use http::Reply;
 pub use prometheus::Prometheus;
 pub use server::{Answer, Server};
+pub use stores::{Memcached, RedisServer};
 pub use target::Target;
 pub use upstream::{Upstream, Write};
 pub use world::World;

@@ -92,6 +92,11 @@ impl Process {
         assert!(sent.is_ok_and(|status| status.success()), "SIG{name} did not reach {}", self.name);
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Waits for the process to end by itself.
     pub async fn exit(&mut self) -> Exit {
         let status = match tokio::time::timeout(DEADLINE, self.child.wait()).await {
