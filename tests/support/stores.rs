@@ -149,8 +149,10 @@ struct Server {
     // In this order: the process has to be gone before its directory is removed.
     process: Option<Process>,
     directory: TempDir,
-    launch: Box<dyn Fn(u16, &Path) -> Launch + Send>,
+    launch: Launcher,
 }
+
+type Launcher = Box<dyn Fn(u16, &Path) -> Launch + Send>;
 
 impl Server {
     async fn start(launch: impl Fn(u16, &Path) -> Launch + Send + 'static) -> Self {

@@ -31,10 +31,15 @@
 //! # Ok(()) }
 //! ```
 
+mod bounded;
+#[cfg(feature = "memcached")]
+pub mod memcached;
 #[cfg(feature = "redis")]
 pub mod redis;
 
-use std::{borrow::Cow, pin::Pin, time::Duration};
+pub use bounded::{Bounded, Called, Operation, Outcome};
+
+use std::{borrow::Cow, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -57,6 +62,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// Why a store did not do what it was asked. None of them holds a key, a value or a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// It cannot be reached, or it is there and refuses.
     #[error("unavailable: {0}")]
@@ -64,21 +70,45 @@ pub enum StoreError {
     /// It did not answer in time.
     #[error("timed out")]
     TimedOut,
-    /// It said what it must not say, or it was asked what cannot be asked.
+    /// It said what it must not say.
     #[error("protocol: {0}")]
     Protocol(Cow<'static, str>),
+    /// It was not asked, for this cannot be asked.
+    #[error("invalid: {0}")]
+    Invalid(Cow<'static, str>),
+    /// It was not asked: too many calls are under way.
+    #[error("too many calls at once")]
+    Busy,
+    /// It was not asked: it failed several times in a row and is left alone for a while.
+    #[error("left alone after failures in a row")]
+    LeftAlone,
 }
 
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Bytes>> {
+        (**self).get(key)
+    }
+
+    fn set<'a>(&'a self, key: &'a str, value: Bytes, life: Duration) -> StoreFuture<'a, ()> {
+        (**self).set(key, value, life)
+    }
+}
+
+/// How long a server may take to answer. Less than a [`Bounded`] call has: who finds a server silent shall be the client, which then
+/// gives up the connection.
+#[cfg(any(feature = "redis", feature = "memcached"))]
+const RESPONSE: Duration = Duration::from_millis(40);
+
 /// `life` as stores count it.
-#[cfg_attr(not(any(feature = "redis", feature = "memcached")), allow(dead_code))]
+#[cfg(any(feature = "redis", feature = "memcached"))]
 fn whole_seconds(life: Duration) -> u64 {
     life.as_secs().max(1)
 }
 
-#[cfg_attr(not(any(feature = "redis", feature = "memcached")), allow(dead_code))]
+#[cfg(any(feature = "redis", feature = "memcached"))]
 fn check_value(value: &[u8]) -> Result<(), StoreError> {
     if value.len() > MAX_VALUE {
-        return Err(StoreError::Protocol(format!("a value is at most {MAX_VALUE} bytes").into()));
+        return Err(StoreError::Invalid(format!("a value is at most {MAX_VALUE} bytes").into()));
     }
     Ok(())
 }

@@ -1,0 +1,180 @@
+//! Bounds on what a store may cost.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{Store, StoreError, StoreFuture};
+use crate::{
+    circuit::Circuit,
+    clock::{Clock, SystemClock},
+    observe::Observe,
+};
+
+/// A store whose calls end within a deadline, of which only so many are under way at once, and which is left alone for a while when it
+/// fails several times in a row. Whatever is wrong with the store inside, a call costs no more than that.
+///
+/// ```
+/// use bytes::Bytes;
+/// use infogw_layers::store::{Bounded, Store, StoreError, StoreFuture};
+/// use std::time::Duration;
+///
+/// /// A server that took the question and went silent.
+/// struct Silent;
+/// impl Store for Silent {
+///     fn get<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Bytes>> {
+///         Box::pin(std::future::pending())
+///     }
+///     fn set<'a>(&'a self, _: &'a str, _: Bytes, _: Duration) -> StoreFuture<'a, ()> {
+///         Box::pin(std::future::pending())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let store = Bounded::new(Silent);
+/// for _ in 0..5 {
+///     assert_eq!(store.get("key").await, Err(StoreError::TimedOut));
+/// }
+/// assert_eq!(store.get("key").await, Err(StoreError::LeftAlone), "at once");
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Bounded<S, O = (), C = SystemClock> {
+    store: S,
+    deadline: Duration,
+    in_flight: Arc<Semaphore>,
+    circuit: Circuit,
+    observer: O,
+    clock: C,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Called<'a> {
+    /// What was asked.
+    pub operation: Operation,
+    /// What came of it.
+    pub outcome: Outcome<'a>,
+    /// How long that took.
+    pub elapsed: Duration,
+}
+
+/// What a store can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// For a value.
+    Get,
+    /// To keep one.
+    Set,
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// A value was there.
+    Hit,
+    /// None was.
+    Miss,
+    /// It was kept.
+    Written,
+    /// The store failed.
+    Failed(&'a StoreError),
+    /// The store was not asked: too many calls were under way, or it is being left alone.
+    Skipped(&'a StoreError),
+}
+
+impl<S: Store> Bounded<S> {
+    /// 50 ms a call, 256 calls at once, and left alone for a second after 5 failures in a row.
+    pub fn new(store: S) -> Self {
+        const FAILURES: NonZeroU32 = NonZeroU32::new(5).unwrap();
+        Bounded {
+            store,
+            deadline: Duration::from_millis(50),
+            in_flight: Arc::new(Semaphore::new(256)),
+            circuit: Circuit::new(FAILURES, Duration::from_secs(1)),
+            observer: (),
+            clock: SystemClock,
+        }
+    }
+}
+
+impl<S, O, C> Bounded<S, O, C> {
+    /// Gives a call so long.
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Bounded { deadline, ..self }
+    }
+
+    /// Lets so many calls be under way at once.
+    pub fn in_flight(self, calls: usize) -> Self {
+        Bounded { in_flight: Arc::new(Semaphore::new(calls.min(Semaphore::MAX_PERMITS))), ..self }
+    }
+
+    /// Leaves the store alone when `circuit` says so.
+    pub fn circuit(self, circuit: Circuit) -> Self {
+        Bounded { circuit, ..self }
+    }
+
+    /// Tells `observer` how each call ended. Of a call that its caller gave up, nothing is told.
+    pub fn observed_by<P>(self, observer: P) -> Bounded<S, P, C> {
+        let Bounded { store, deadline, in_flight, circuit, clock, .. } = self;
+        Bounded { store, deadline, in_flight, circuit, observer, clock }
+    }
+
+    /// Reads the circuit's time from `clock`.
+    pub fn clock<D: Clock>(self, clock: D) -> Bounded<S, O, D> {
+        let Bounded { store, deadline, in_flight, circuit, observer, .. } = self;
+        Bounded { store, deadline, in_flight, circuit, observer, clock }
+    }
+}
+
+impl<S: Store, O, C: Clock> Bounded<S, O, C>
+where
+    O: for<'a> Observe<Called<'a>>,
+{
+    async fn bounded<T>(
+        &self,
+        operation: Operation,
+        call: StoreFuture<'_, T>,
+        done: fn(&T) -> Outcome<'static>,
+    ) -> Result<T, StoreError> {
+        let started = self.clock.monotonic();
+        let result = self.attempt(call).await;
+        let elapsed = self.clock.monotonic().saturating_sub(started);
+        let outcome = match &result {
+            Ok(answer) => done(answer),
+            Err(error @ (StoreError::LeftAlone | StoreError::Busy)) => Outcome::Skipped(error),
+            Err(error) => Outcome::Failed(error),
+        };
+        self.observer.observe(&Called { operation, outcome, elapsed });
+        result
+    }
+
+    async fn attempt<T>(&self, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
+        let Ok(_permit) = self.in_flight.try_acquire() else { return Err(StoreError::Busy) };
+        let Ok(attempt) = self.circuit.admit(self.clock.monotonic()) else { return Err(StoreError::LeftAlone) };
+        let result = timeout(self.deadline, call).await.unwrap_or(Err(StoreError::TimedOut));
+        match &result {
+            Ok(_) => attempt.succeeded(),
+            // These say nothing of the store: it was not asked, or not all of it.
+            Err(StoreError::Busy | StoreError::LeftAlone | StoreError::Invalid(_)) => drop(attempt),
+            Err(_) => attempt.failed(self.clock.monotonic()),
+        }
+        result
+    }
+}
+
+impl<S: Store, O, C: Clock> Store for Bounded<S, O, C>
+where
+    O: for<'a> Observe<Called<'a>> + Send + Sync + 'static,
+{
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Bytes>> {
+        let done = |value: &Option<Bytes>| if value.is_some() { Outcome::Hit } else { Outcome::Miss };
+        Box::pin(self.bounded(Operation::Get, self.store.get(key), done))
+    }
+
+    fn set<'a>(&'a self, key: &'a str, value: Bytes, life: Duration) -> StoreFuture<'a, ()> {
+        Box::pin(self.bounded(Operation::Set, self.store.set(key, value, life), |()| Outcome::Written))
+    }
+}
