@@ -41,6 +41,7 @@ pub mod registration;
 pub mod route;
 pub mod server;
 pub mod stack;
+pub mod stores;
 
 #[cfg(test)]
 mod tests {

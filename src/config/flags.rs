@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::AuthorizationFlags;
+use super::{AuthorizationFlags, StoreFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -131,6 +131,10 @@ pub struct Flags {
     /// Most requests at work at once, each route by itself; past it they are refused with 503 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Limits")]
     pub limit_in_flight: Option<String>,
+
+    /// What replicas share.
+    #[command(flatten)]
+    pub stores: StoreFlags,
 
     /// debug, info, warn or error [default: info].
     #[arg(long, value_name = "LEVEL", help_heading = "Logs")]

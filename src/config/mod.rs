@@ -5,6 +5,7 @@ mod delegations;
 pub mod duration;
 mod flags;
 mod rules;
+mod stores;
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +34,7 @@ pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
 use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
+pub use stores::{MemcachedServers, StoreFlags, Stores};
 
 /// Most series in a request whatever the flags say: payloads count in 32 bits.
 const MOST_SERIES: usize = 1 << 22;
@@ -91,6 +93,8 @@ pub struct Config {
     pub rule_sources: RuleSources,
     /// The label rules in force.
     pub rules: LiveRules,
+    /// What replicas share.
+    pub stores: Stores,
     /// The least severe level that is logged.
     pub log_level: tracing::Level,
     /// Log outgoing requests.
@@ -251,6 +255,7 @@ impl Config {
             in_flight,
             rules: LiveRules::new(rule_sources.read()?),
             rule_sources,
+            stores: Stores::new(flags.stores)?,
             log_level: match given(flags.log_level).as_deref() {
                 Some("debug") => tracing::Level::DEBUG,
                 None | Some("info") => tracing::Level::INFO,

@@ -28,15 +28,19 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use redis::ClientTlsConfig;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo, Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
-    Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
+    Pipeline, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{
     sync::{Mutex as AsyncMutex, watch},
@@ -95,6 +99,36 @@ pub struct RedisTls {
     pub client: Option<ClientTlsConfig>,
 }
 
+impl RedisTls {
+    /// The client would say what is wrong with these when it connects, and so to nobody.
+    fn check(&self) -> Result<(), RedisConfigError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(pem) = &self.roots {
+            for root in certificates(pem, "the certificates to trust")? {
+                roots.add(root).map_err(|error| RedisConfigError(format!("a certificate to trust: {error}")))?;
+            }
+        }
+        if let Some(client) = &self.client {
+            let chain = certificates(&client.client_cert, "the client certificate")?;
+            let key = PrivateKeyDer::from_pem_slice(&client.client_key)
+                .map_err(|error| RedisConfigError(format!("the client key: {error}")))?;
+            ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| RedisConfigError(format!("the client certificate and key: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, RedisConfigError> {
+    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
+        Ok(certificates) if certificates.is_empty() => Err(RedisConfigError(format!("{what}: there is none"))),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(RedisConfigError(format!("{what}: {error}"))),
+    }
+}
+
 /// What is wrong with a [`RedisConfig`]: one line, without the URL, which may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -148,7 +182,7 @@ impl RedisConfig {
         self.nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::TcpTls { .. }))
     }
 
-    fn certificates(&self) -> Option<TlsCertificates> {
+    fn tls_certificates(&self) -> Option<TlsCertificates> {
         let RedisTls { roots, client } = self.tls.clone();
         (self.uses_tls() && (roots.is_some() || client.is_some()))
             .then_some(TlsCertificates { client_tls: client, root_cert: roots })
@@ -212,6 +246,9 @@ impl RedisConnection {
         if config.uses_tls() && rustls::crypto::CryptoProvider::get_default().is_none() {
             // Another may have been faster, which is just as well.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
+        if config.uses_tls() {
+            config.tls.check()?;
         }
         let connector = Connector::new(config).map_err(|error| RedisConfigError(error.to_string()))?;
         let database = config.nodes.first().map_or(0, |node| node.redis_settings().db());
@@ -436,7 +473,7 @@ impl Connector {
 
 impl Servers {
     fn new(config: &RedisConfig) -> RedisResult<Self> {
-        let certificates = config.certificates();
+        let certificates = config.tls_certificates();
         let Some(first) = config.nodes.first() else {
             return Err((ErrorKind::InvalidClientConfig, "there is no server").into());
         };

@@ -2,6 +2,7 @@
 
 mod authorization;
 mod sampled;
+mod stores;
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -20,6 +21,7 @@ use prometheus::{
 };
 
 use self::authorization::AuthorizationMetrics;
+pub use self::stores::{StoreMetrics, StoreObserver};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -46,6 +48,8 @@ pub struct Metrics {
     v1_duration: HistogramVec,
     /// Past, present, future.
     tenses: [IntCounter; 3],
+    /// What the stores that replicas share were asked.
+    pub stores: StoreMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -150,6 +154,7 @@ impl Metrics {
                 )?,
                 ["past", "present", "future"],
             ),
+            stores: StoreMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;

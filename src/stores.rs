@@ -1,0 +1,45 @@
+//! The engines that replicas share, as the gateway uses them: each call bounded, counted, and never worse than a miss.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use infogw_layers::{
+    circuit::Circuit,
+    store::{
+        Bounded, Store,
+        memcached::Memcached,
+        redis::{RedisConnection, RedisStore},
+    },
+};
+
+use crate::{admin::metrics::Metrics, config::Stores};
+
+/// So many failures in a row, and a store is left alone for so long.
+const FAILURES: NonZeroU32 = NonZeroU32::new(5).unwrap();
+const LEFT_ALONE: Duration = Duration::from_secs(1);
+
+/// Where authorizations are shared: memcached if there is one, else Redis if there is. It begins to connect when it is first asked.
+pub fn authorizations(config: &Stores, metrics: &'static Metrics) -> Option<Arc<dyn Store>> {
+    match (&config.memcached, &config.redis) {
+        (Some(memcached), _) => {
+            let store = Memcached::new(memcached.servers.iter().cloned());
+            let store = match memcached.interval {
+                Some(interval) => store.refresh_every(interval),
+                None => store,
+            };
+            Some(bounded("memcached", store, metrics))
+        }
+        (None, Some(redis)) => Some(bounded("redis", RedisStore::new(redis.clone()), metrics)),
+        (None, None) => None,
+    }
+}
+
+/// Where the rate limit is shared. The limiter bounds its calls itself, as it has something to fall back on.
+pub fn rate_limit(config: &Stores) -> Option<RedisConnection> {
+    config.redis.clone()
+}
+
+fn bounded(name: &'static str, store: impl Store, metrics: &'static Metrics) -> Arc<dyn Store> {
+    let observer = metrics.stores.store(name);
+    let circuit = Circuit::observed_by(FAILURES, LEFT_ALONE, observer.clone());
+    Arc::new(Bounded::new(store).circuit(circuit).observed_by(observer))
+}
