@@ -178,3 +178,137 @@ where
         Box::pin(self.bounded(Operation::Set, self.store.set(key, value, life), |()| Outcome::Written))
     }
 }
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+    use tokio::sync::Notify;
+
+    /// Answers as it was told last; counts what reaches it.
+    #[derive(Default)]
+    struct Scripted {
+        answer: Mutex<Option<Result<Option<Bytes>, StoreError>>>,
+        asked: AtomicUsize,
+        released: Notify,
+    }
+
+    impl Scripted {
+        fn answers(&self, answer: Result<Option<Bytes>, StoreError>) {
+            *self.answer.lock().unwrap() = Some(answer);
+        }
+    }
+
+    impl Store for Scripted {
+        fn get<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Bytes>> {
+            Box::pin(async {
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                let answer = self.answer.lock().unwrap().clone();
+                match answer {
+                    Some(answer) => answer,
+                    None => {
+                        self.released.notified().await;
+                        Ok(None)
+                    }
+                }
+            })
+        }
+
+        fn set<'a>(&'a self, key: &'a str, _: Bytes, _: Duration) -> StoreFuture<'a, ()> {
+            Box::pin(async move { self.get(key).await.map(drop) })
+        }
+    }
+
+    fn failed() -> Result<Option<Bytes>, StoreError> {
+        Err(StoreError::Unavailable("down".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_within_the_deadline() {
+        let store = Bounded::new(Scripted::default());
+        let started = tokio::time::Instant::now();
+        assert_eq!(store.get("k").await, Err(StoreError::TimedOut));
+        assert_eq!(store.set("k", Bytes::new(), Duration::ZERO).await, Err(StoreError::TimedOut));
+        assert_eq!(started.elapsed(), 2 * Duration::from_millis(50));
+    }
+
+    #[tokio::test]
+    async fn past_so_many_at_once_calls_fail_at_once() {
+        let inner = Arc::new(Scripted::default());
+        let store = Arc::new(Bounded::new(Arc::clone(&inner)).in_flight(3).deadline(Duration::from_secs(60)));
+        let calls: Vec<_> = (0..3)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                tokio::spawn(async move { store.get("k").await })
+            })
+            .collect();
+        while inner.asked.load(Ordering::Relaxed) < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.get("k").await, Err(StoreError::Busy));
+        inner.released.notify_waiters();
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Ok(None));
+        }
+        inner.answers(Ok(None));
+        assert_eq!(store.get("k").await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_is_left_alone_and_then_tried_by_one() {
+        let (inner, clock) = (Arc::new(Scripted::default()), ManualClock::new());
+        let store = Bounded::new(Arc::clone(&inner)).clock(clock.clone());
+        inner.answers(failed());
+        for _ in 0..100 {
+            assert!(store.get("k").await.is_err());
+        }
+        assert_eq!(inner.asked.load(Ordering::Relaxed), 5);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(store.get("k").await, failed());
+        assert_eq!(store.get("k").await, Err(StoreError::LeftAlone));
+        inner.answers(Ok(None));
+        clock.advance(Duration::from_secs(1));
+        for _ in 0..10 {
+            assert_eq!(store.get("k").await, Ok(None));
+        }
+        assert_eq!(inner.asked.load(Ordering::Relaxed), 16);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_asked_says_nothing_of_the_store() {
+        let inner = Arc::new(Scripted::default());
+        let store = Bounded::new(Arc::clone(&inner));
+        for error in [StoreError::LeftAlone, StoreError::Invalid("no key".into())] {
+            inner.answers(Err(error.clone()));
+            for _ in 0..100 {
+                assert_eq!(store.get("k").await, Err(error.clone()));
+            }
+        }
+        assert_eq!(inner.asked.load(Ordering::Relaxed), 200);
+    }
+
+    #[tokio::test]
+    async fn each_call_is_told_with_its_outcome() {
+        let (inner, told) = (Arc::new(Scripted::default()), Arc::new(Mutex::new(Vec::new())));
+        let seen = Arc::clone(&told);
+        let store = Bounded::new(Arc::clone(&inner)).observed_by(move |called: &Called<'_>| {
+            seen.lock().unwrap().push(format!("{:?} {:?}", called.operation, called.outcome));
+        });
+        inner.answers(Ok(Some(Bytes::new())));
+        store.get("k").await.unwrap();
+        store.set("k", Bytes::new(), Duration::ZERO).await.unwrap();
+        inner.answers(Ok(None));
+        store.get("k").await.unwrap();
+        inner.answers(failed());
+        let _ = store.get("k").await;
+        inner.answers(Err(StoreError::LeftAlone));
+        let _ = store.set("k", Bytes::new(), Duration::ZERO).await;
+        let expected =
+            ["Get Hit", "Set Written", "Get Miss", "Get Failed(Unavailable(\"down\"))", "Set Skipped(LeftAlone)"];
+        assert_eq!(*told.lock().unwrap(), expected);
+    }
+}

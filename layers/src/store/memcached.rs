@@ -168,8 +168,7 @@ impl Memcached {
                 Ok(_) => found.borrow(),
             }
         };
-        let score = |server: &&Arc<Server>| xxh3_64_with_seed(key.as_bytes(), server.seed);
-        match found.servers.iter().max_by_key(score) {
+        match found.server_of(key) {
             Some(server) => Ok(Arc::clone(server)),
             None => Err(StoreError::Unavailable(found.failure.clone().into())),
         }
@@ -252,6 +251,11 @@ struct Found {
 }
 
 impl Found {
+    /// By rendezvous hashing: the server that scores highest with this key (Thaler and Ravishankar, 1998).
+    fn server_of(&self, key: &str) -> Option<&Arc<Server>> {
+        self.servers.iter().max_by_key(|server| xxh3_64_with_seed(key.as_bytes(), server.seed))
+    }
+
     /// Servers that stay keep their connections.
     fn update(&mut self, addresses: Vec<Vec<SocketAddr>>, failure: String) {
         let mut all: Vec<_> = addresses.iter().flatten().copied().collect();
@@ -417,5 +421,58 @@ impl From<io::Error> for StoreError {
             io::ErrorKind::TimedOut => StoreError::TimedOut,
             _ => StoreError::Unavailable(error.to_string().into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(servers: &[u8]) -> Found {
+        let mut found = Found::default();
+        found.update(vec![servers.iter().map(|n| SocketAddr::from(([10, 0, 0, *n], 11211))).collect()], String::new());
+        found
+    }
+
+    #[test]
+    fn servers_share_the_keys_alike_and_one_that_goes_takes_only_its_own() {
+        let (four, three) = (found(&[1, 2, 3, 4]), found(&[3, 1, 4]));
+        let mut shares = [0; 5];
+        for i in 0..10_000 {
+            let key = format!("app:{i}");
+            let server = four.server_of(&key).unwrap().address;
+            let SocketAddr::V4(v4) = server else { unreachable!() };
+            let number = v4.ip().octets()[3];
+            shares[usize::from(number)] += 1;
+            if number != 2 {
+                assert_eq!(three.server_of(&key).unwrap().address, server);
+            }
+        }
+        assert!(shares[1..].iter().all(|share| (2300..2700).contains(share)), "{shares:?}");
+    }
+
+    /// Replicas of two versions share servers while one is rolled out.
+    #[test]
+    fn a_key_keeps_its_server_through_versions_of_this_code() {
+        let found = found(&[1, 2, 3, 4]);
+        let servers = ["a", "b", "c", "d", "e"].map(|key| found.server_of(key).unwrap().address.ip().to_string());
+        assert_eq!(servers, ["10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.1", "10.0.0.4"]);
+    }
+
+    #[test]
+    fn servers_that_stay_keep_their_connections() {
+        let mut found = found(&[1, 2]);
+        let before = Arc::clone(&found.servers[1]);
+        let addresses = [2, 3].map(|n| SocketAddr::from(([10, 0, 0, n], 11211)));
+        found.update(vec![vec![addresses[0]], vec![addresses[1], addresses[0]]], String::new());
+        assert_eq!(found.servers.iter().map(|server| server.address).collect::<Vec<_>>(), addresses);
+        assert!(Arc::ptr_eq(&before, &found.servers[0]));
+    }
+
+    #[test]
+    fn a_life_past_thirty_days_is_a_date() {
+        assert_eq!(expiry(Duration::ZERO), 1);
+        assert_eq!(expiry(Duration::from_secs(MAX_RELATIVE)), MAX_RELATIVE);
+        assert!(expiry(Duration::from_secs(MAX_RELATIVE + 1)) > 1_700_000_000);
     }
 }

@@ -21,7 +21,6 @@
 //! ```
 
 use std::{
-    borrow::Cow,
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -269,7 +268,7 @@ impl RedisConnection {
         Ok(command.query_async(&mut self.clone()).await?)
     }
 
-    async fn run<T>(&self, ask: impl AsyncFnOnce(Made) -> RedisResult<T>) -> RedisResult<T> {
+    async fn run<T: Replies>(&self, ask: impl AsyncFnOnce(Made) -> RedisResult<T>) -> RedisResult<T> {
         let mut call = Call::start(self.0.link());
         let asked = async {
             let made = call.link.made().await?;
@@ -410,12 +409,13 @@ impl Call {
         Call { link, started: Instant::now(), reply: Reply::Missing }
     }
 
-    fn ended<T>(&mut self, result: &RedisResult<T>) {
+    fn ended(&mut self, result: &RedisResult<impl Replies>) {
         self.reply = match result {
             Err(error) if error.is_timeout() => Reply::Missing,
             Err(error) if error.is_io_error() || error.is_unrecoverable_error() => Reply::NeverWill,
             // This one was the master once.
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => Reply::NeverWill,
+            Ok(replies) if replies.any_is(ServerErrorKind::ReadOnly) => Reply::NeverWill,
             _ => Reply::Came,
         };
     }
@@ -438,6 +438,23 @@ impl Drop for Call {
                 health.broken |= since.elapsed() >= SILENCE;
             }
         }
+    }
+}
+
+/// What a connection gives back: errors of the server are still values among the others.
+trait Replies {
+    fn any_is(&self, kind: ServerErrorKind) -> bool;
+}
+
+impl Replies for Value {
+    fn any_is(&self, kind: ServerErrorKind) -> bool {
+        matches!(self, Value::ServerError(error) if error.kind() == Some(kind))
+    }
+}
+
+impl Replies for Vec<Value> {
+    fn any_is(&self, kind: ServerErrorKind) -> bool {
+        self.iter().any(|value| value.any_is(kind))
     }
 }
 
@@ -535,19 +552,23 @@ fn timed_out() -> RedisError {
 impl From<RedisError> for StoreError {
     /// Of what the server says, only the code is taken: the rest may repeat what it was sent.
     fn from(error: RedisError) -> Self {
-        let code = || error.code().unwrap_or("error").chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+        let code = |code: &str| code.chars().filter(char::is_ascii_alphanumeric).take(32).collect::<String>();
+        let text = match (error.kind(), error.code(), error.detail()) {
+            // Without a detail the text is the crate's, or the system's.
+            (ErrorKind::Io, ..) | (.., None) => error.to_string(),
+            (_, Some(server), _) => code(server),
+            _ => error.category().to_owned(),
+        };
         match error.kind() {
             _ if error.is_timeout() => StoreError::TimedOut,
-            ErrorKind::Io => StoreError::Unavailable(error.to_string().into()),
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
                 StoreError::Protocol(error.category().to_owned().into())
             }
-            ErrorKind::Server(
-                ServerErrorKind::ResponseError | ServerErrorKind::NoScript | ServerErrorKind::CrossSlot,
-            ) => StoreError::Protocol(Cow::Owned(code())),
-            ErrorKind::Extension if error.code() == Some("WRONGTYPE") => StoreError::Protocol("WRONGTYPE".into()),
-            ErrorKind::Server(_) | ErrorKind::Extension => StoreError::Unavailable(Cow::Owned(code())),
-            _ => StoreError::Unavailable(error.category().to_owned().into()),
+            ErrorKind::Extension if error.code() == Some("WRONGTYPE") => StoreError::Protocol(text.into()),
+            ErrorKind::Server(ServerErrorKind::NoScript | ServerErrorKind::CrossSlot) => {
+                StoreError::Protocol(text.into())
+            }
+            _ => StoreError::Unavailable(text.into()),
         }
     }
 }
