@@ -28,7 +28,7 @@ use tempfile::NamedTempFile;
 const GOOD: [&str; 2] = ["--authorize=http://localhost/", "--forward-url=http://localhost/"];
 
 /// Flags that are accepted now: those of the contract, and ours.
-const ACCEPTED: [&str; 36] = [
+const ACCEPTED: [&str; 46] = [
     "--listen",
     "--listen-internal",
     "--authorize",
@@ -62,13 +62,23 @@ const ACCEPTED: [&str; 36] = [
     "--limit-receive-label-name-bytes",
     "--limit-receive-label-value-bytes",
     "--limit-in-flight",
+    "--memcached",
+    "--memcached-expire",
+    "--memcached-interval",
+    "--redis",
+    "--redis-mode",
+    "--redis-sentinel-master",
+    "--redis-sentinel-password",
+    "--redis-tls-ca-crt",
+    "--redis-tls-crt",
+    "--redis-tls-key",
     "--help",
     "--version",
     "-v",
 ];
 
 /// Flags of the contract whose parts do not work yet.
-const LATER: [&str; 16] = [
+const LATER: [&str; 13] = [
     "--tls-key",
     "--tls-crt",
     "--internal-tls-key",
@@ -77,9 +87,6 @@ const LATER: [&str; 16] = [
     "--client-id",
     "--client-secret",
     "--oidc-audience",
-    "--memcached",
-    "--memcached-expire",
-    "--memcached-interval",
     "--internal.tracing.service-name",
     "--internal.tracing.endpoint",
     "--internal.tracing.endpoint-type",

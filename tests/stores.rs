@@ -18,12 +18,12 @@ use std::{
 
 use bytes::Bytes;
 use infogw_layers::store::{
-    MAX_VALUE, Store, StoreError,
+    Bounded, MAX_VALUE, Store, StoreError,
     memcached::{Memcached as Client, Resolve},
     redis::{ClientTlsConfig, RedisConfig, RedisConnection, RedisMode, RedisStore, RedisTls},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use support::{Memcached, RedisServer, ensure, eventually, within};
+use support::{Gateway, Memcached, RedisServer, World, ensure, eventually, payload::series, within, world::now};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -110,6 +110,96 @@ async fn no_answer_meets_anothers_question<S: Store + Clone>(
     works("after the silence", store, "app:works").await;
     for key in &keys {
         assert_eq!(gets(store, key).await, Some(bytes(key)));
+    }
+}
+
+/// Reads and writes of many, each of its own key, while `ordeal` lasts: every call ends, no answer is another's, and it works after.
+async fn bears<S: Store + Clone>(store: S, ordeal: impl AsyncFnOnce()) {
+    let store = Arc::new(Bounded::new(store));
+    works("before", &store, "app:before").await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut callers = tokio::task::JoinSet::new();
+    for index in 0..64 {
+        let (store, stopped) = (store.clone(), stopped.clone());
+        callers.spawn(async move {
+            let key = format!("app:{index}");
+            let mut results = [0, 0];
+            while !*stopped.borrow() {
+                let set = store.set(&key, bytes(&key), MINUTE).await;
+                let got = within("a call", store.get(&key)).await;
+                if let Ok(Some(value)) = &got {
+                    assert_eq!(*value, bytes(&key));
+                }
+                results[usize::from(set.is_err() || got.is_err())] += 1;
+                // Failures come at once, and are not to starve the server.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            results
+        });
+    }
+    ordeal().await;
+    works("after", &store, "app:after").await;
+    stop.send_replace(true);
+    let (mut done, mut failed) = (0, 0);
+    while let Some(results) = within("the callers' end", callers.join_next()).await {
+        let [ok, err] = results.unwrap();
+        (done, failed) = (done + ok, failed + err);
+    }
+    assert!(done > 0 && failed > 0, "{done} done, {failed} failed");
+}
+
+macro_rules! ordeal {
+    ($server:ident, $store:expr) => {{
+        let mut server = $server::start().await;
+        let store = $store(&server);
+        bears(store.clone(), async || {
+            for _ in 0..2 {
+                server.kill().await;
+                server.restart().await;
+                works("after a restart", &store, "app:restart").await;
+                server.pause().await;
+                let error = async || ensure(store.get("app:pause").await.is_err(), || "it answers".to_owned());
+                eventually("silence", error).await;
+                server.resume().await;
+                works("after a pause", &store, "app:resume").await;
+            }
+        })
+        .await;
+    }};
+}
+
+#[tokio::test]
+async fn redis_is_killed_and_stopped_under_load() {
+    ordeal!(RedisServer, |server: &RedisServer| RedisStore::new(connection(&[server.url()], RedisMode::Single)));
+}
+
+#[tokio::test]
+async fn memcached_is_killed_and_stopped_under_load() {
+    ordeal!(Memcached, |server: &Memcached| Client::new([server.address()]));
+}
+
+#[tokio::test]
+async fn a_gateway_starts_while_they_are_down() {
+    let (mut redis, mut memcached) = (RedisServer::start().await, Memcached::start().await);
+    redis.kill().await;
+    memcached.kill().await;
+    let world = World::with(&["--redis", &redis.url(), "--memcached", &memcached.address()]).await;
+    world.receive("c1", vec![series(&[("__name__", "up"), ("_id", "c1")], &[(1.0, now())])]).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn flags_that_make_no_sense_are_one_line_without_a_password() {
+    let needed = ["--authorize", "http://localhost/", "--forward-url", "http://localhost/"];
+    for (wrong, expected) in [
+        (&["--redis", "redis://:hush@a,redis://:hush@b"][..], "--redis: several servers need --redis-mode=cluster"),
+        (&["--redis", "redis://:hush@a:b"][..], "--redis: this is not a redis://"),
+        (&["--redis-mode", "cluster"][..], "--redis-mode is nothing without --redis"),
+        (&["--memcached", "cache"][..], "--memcached: `cache` is not host:port"),
+    ] {
+        let exit = Gateway::run_to_exit(needed.iter().chain(wrong)).await;
+        assert_eq!(exit.code(), 64);
+        assert!(exit.stderr.starts_with(&format!("error: {expected}")), "{exit:?}");
+        assert!(exit.stderr.lines().count() == 1 && !exit.stderr.contains("hush"), "{exit:?}");
     }
 }
 

@@ -14,6 +14,8 @@
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
 //! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
 //!
+//! What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
+//!
 //! A payload is decoded once and encoded at most once; see [`payload`]. Every layer refuses with one error, [`rejection`].
 //! Types state the order where it matters: to enforce labels on a body that was not decoded does not compile.
 
