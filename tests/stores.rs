@@ -22,6 +22,11 @@ use infogw_layers::store::{
     memcached::{Memcached as Client, Resolve},
     redis::{ClientTlsConfig, RedisConfig, RedisConnection, RedisMode, RedisStore, RedisTls},
 };
+use infogw_proxy::{
+    admin::metrics::Metrics,
+    config::{Config, Flags, StoreFlags},
+    stores,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use support::{Gateway, Memcached, RedisServer, World, ensure, eventually, payload::series, within, world::now};
 use tempfile::TempDir;
@@ -187,6 +192,56 @@ async fn a_gateway_starts_while_they_are_down() {
     world.receive("c1", vec![series(&[("__name__", "up"), ("_id", "c1")], &[(1.0, now())])]).await.expect_status(200);
 }
 
+/// What `metrics` tell of this series.
+fn metric(metrics: &Metrics, series: &str) -> f64 {
+    let (_, text) = metrics.expose(&hyper::HeaderMap::new()).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {series} in {text}"))
+}
+
+#[tokio::test]
+async fn memcached_holds_authorizations_and_redis_does_where_there_is_no_memcached() {
+    let (redis, mut memcached) = (RedisServer::start().await, Memcached::start().await);
+    let config = |memcached: &[String]| {
+        let stores = StoreFlags { redis: vec![redis.url()], memcached: memcached.to_vec(), ..StoreFlags::default() };
+        let url = Some("http://localhost/".to_owned());
+        Config::new(Flags { authorize: url.clone(), forward_url: url, stores, ..Flags::default() }).unwrap().stores
+    };
+    let metrics = Metrics::new().unwrap();
+    let both = stores::authorizations(&config(&[memcached.address()]), metrics).unwrap();
+    works("memcached", &both, "app:memcached").await;
+    assert_eq!(memcached.say("get app:memcached").await[1], "works");
+    assert_eq!(redis.cli(&["DBSIZE"]).await, "0");
+    let alone = stores::authorizations(&config(&[]), metrics).unwrap();
+    works("redis", &alone, "app:redis").await;
+    assert_eq!(redis.cli(&["GET", "app:redis"]).await, "works");
+    assert!(stores::rate_limit(&config(&[])).is_some());
+
+    for store in ["memcached", "redis"] {
+        let count = |operation: &str, result: &str| {
+            let labels = format!("operation=\"{operation}\",result=\"{result}\",store=\"{store}\"");
+            metric(metrics, &format!("infogw_store_requests_total{{{labels}}}"))
+        };
+        assert!(count("set", "stored") >= 1.0 && count("get", "hit") >= 1.0);
+        assert_eq!(count("get", "skipped"), 0.0);
+    }
+    let took = "infogw_store_request_duration_seconds_count{operation=\"get\",store=\"redis\"}";
+    assert!(metric(metrics, took) >= 1.0);
+
+    let open = "infogw_store_circuit_open{store=\"memcached\"}";
+    assert_eq!(metric(metrics, open), 0.0);
+    memcached.kill().await;
+    eventually("an open circuit", async || {
+        let _ = both.get("app:memcached").await;
+        ensure(metric(metrics, open) == 1.0, || "closed".to_owned())
+    })
+    .await;
+    memcached.restart().await;
+    works("after the restart", &both, "app:memcached").await;
+    assert_eq!(metric(metrics, open), 0.0);
+}
+
 #[tokio::test]
 async fn flags_that_make_no_sense_are_one_line_without_a_password() {
     let needed = ["--authorize", "http://localhost/", "--forward-url", "http://localhost/"];
@@ -229,8 +284,9 @@ mod redis_server {
         let most = Bytes::from(vec![b'x'; MAX_VALUE]);
         store.set("app:k", most.clone(), MINUTE).await.unwrap();
         assert_eq!(store.get("app:k").await.unwrap(), Some(most.clone()));
-        let more = Bytes::from(vec![b'x'; MAX_VALUE + 1]);
-        assert!(matches!(store.set("app:k", more, MINUTE).await, Err(StoreError::Invalid(_))));
+        for wrong in [Bytes::new(), Bytes::from(vec![b'x'; MAX_VALUE + 1])] {
+            assert!(matches!(store.set("app:k", wrong, MINUTE).await, Err(StoreError::Invalid(_))));
+        }
 
         server.cli(&["SETRANGE", "app:k", "10000000", "x"]).await;
         assert!(matches!(store.get("app:k").await, Err(StoreError::Protocol(_))));
@@ -544,10 +600,8 @@ mod memcached_server {
         let server = Memcached::start().await;
         let store = memcached(&[&server]);
         assert_eq!(store.get("app:k").await.unwrap(), None);
-        for value in ["v\r\nEND\r\n\0", ""] {
-            store.set("app:k", bytes(value), MINUTE).await.unwrap();
-            assert_eq!(store.get("app:k").await.unwrap().unwrap(), value);
-        }
+        store.set("app:k", bytes("v\r\nEND\r\n\0"), MINUTE).await.unwrap();
+        assert_eq!(store.get("app:k").await.unwrap().unwrap(), "v\r\nEND\r\n\0");
         // Told as so many seconds, it would end in 1970.
         store.set("app:k", bytes("long"), Duration::from_secs(31 * 86_400)).await.unwrap();
         assert_eq!(store.get("app:k").await.unwrap().unwrap(), "long");
@@ -566,8 +620,9 @@ mod memcached_server {
         let longest = "k".repeat(250);
         store.set(&longest, most.clone(), MINUTE).await.unwrap();
         assert_eq!(store.get(&longest).await.unwrap(), Some(most));
-        let more = Bytes::from(vec![b'x'; MAX_VALUE + 1]);
-        assert!(matches!(store.set("app:k", more, MINUTE).await, Err(StoreError::Invalid(_))));
+        for wrong in [Bytes::new(), Bytes::from(vec![b'x'; MAX_VALUE + 1])] {
+            assert!(matches!(store.set("app:k", wrong, MINUTE).await, Err(StoreError::Invalid(_))));
+        }
         for key in ["", "a b", "a\r\nflush_all", "a\0", "\u{7f}", &"k".repeat(251)] {
             assert!(matches!(store.get(key).await, Err(StoreError::Invalid(_))), "{key:?}");
             assert!(matches!(store.set(key, bytes("v"), MINUTE).await, Err(StoreError::Invalid(_))), "{key:?}");

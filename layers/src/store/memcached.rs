@@ -134,15 +134,17 @@ impl Memcached {
             let server = self.server_of(key).await?;
             let attempt = server.circuit.admit(SystemClock.monotonic()).map_err(|_| StoreError::LeftAlone)?;
             let answer = timeout(self.response_timeout, server.ask(ask)).await.unwrap_or(Err(StoreError::TimedOut));
-            match &answer {
-                Ok(_) => attempt.succeeded(),
-                Err(_) => {
-                    attempt.failed(SystemClock.monotonic());
-                    // The others may be as dead, or lead to a server that is no more.
-                    server.idle().clear();
-                }
+            if answer.is_ok() {
+                attempt.succeeded();
+            } else {
+                attempt.failed(SystemClock.monotonic());
+                // The others may be as dead, or lead to a server that is no more.
+                server.idle().clear();
             }
-            answer
+            answer.map_err(|error| match error {
+                StoreError::Unavailable(text) => StoreError::Unavailable(format!("{}: {text}", server.address).into()),
+                other => other,
+            })
         };
         asked.await
     }

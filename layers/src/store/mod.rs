@@ -56,7 +56,7 @@ pub trait Store: Send + Sync + 'static {
     /// The value under `key`, if there is one.
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Bytes>>;
 
-    /// Keeps `value` under `key` for `life`, in whole seconds, at least one.
+    /// Keeps `value`, 1 byte to [`MAX_VALUE`], under `key` for `life`, in whole seconds, at least one.
     fn set<'a>(&'a self, key: &'a str, value: Bytes, life: Duration) -> StoreFuture<'a, ()>;
 }
 
@@ -107,8 +107,9 @@ fn whole_seconds(life: Duration) -> u64 {
 
 #[cfg(any(feature = "redis", feature = "memcached"))]
 fn check_value(value: &[u8]) -> Result<(), StoreError> {
-    if value.len() > MAX_VALUE {
-        return Err(StoreError::Invalid(format!("a value is at most {MAX_VALUE} bytes").into()));
+    if (1..=MAX_VALUE).contains(&value.len()) {
+        Ok(())
+    } else {
+        Err(StoreError::Invalid(format!("a value is 1 to {MAX_VALUE} bytes").into()))
     }
-    Ok(())
 }

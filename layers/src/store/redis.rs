@@ -573,7 +573,7 @@ impl From<RedisError> for StoreError {
     }
 }
 
-/// A [`Store`] in Redis: plain strings that expire. A value is 1 byte to [`MAX_VALUE`].
+/// A [`Store`] in Redis: plain strings that expire.
 #[derive(Debug, Clone)]
 pub struct RedisStore(RedisConnection);
 

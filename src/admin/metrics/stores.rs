@@ -1,9 +1,11 @@
 //! What the stores that replicas share were asked, and what came of it.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use infogw_layers::{
     circuit::CircuitState,
     observe::Observe,
-    store::{Called, Operation, Outcome},
+    store::{Called, Operation, Outcome, StoreError},
 };
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -72,6 +74,7 @@ impl StoreMetrics {
             skipped: [get_skipped, set_skipped],
             durations: ["get", "set"].map(|operation| self.duration.with_label_values(&[name, operation])),
             circuit: self.circuit.with_label_values(&[name]),
+            last_error: Arc::default(),
         }
     }
 
@@ -92,6 +95,14 @@ pub struct StoreObserver {
     skipped: [IntCounter; 2],
     durations: [Histogram; 2],
     circuit: IntGauge,
+    /// For the log: of a hundred failures alike, one line is enough.
+    last_error: Arc<Mutex<Option<StoreError>>>,
+}
+
+impl StoreObserver {
+    fn last_error(&self) -> MutexGuard<'_, Option<StoreError>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Observe<Called<'_>> for StoreObserver {
@@ -107,6 +118,7 @@ impl Observe<Called<'_>> for StoreObserver {
             Outcome::Skipped(_) => return self.skipped[operation].inc(),
             Outcome::Failed(error) => {
                 self.errors[operation].inc();
+                *self.last_error() = Some(error.clone());
                 tracing::debug!(store = self.name, operation = ?called.operation, %error, "a shared store failed");
             }
         }
@@ -119,7 +131,12 @@ impl Observe<CircuitState> for StoreObserver {
         match state {
             CircuitState::Open => {
                 self.circuit.set(1);
-                tracing::warn!(store = self.name, "a shared store failed several times in a row and is left alone");
+                let error = self.last_error().take().map(|error| error.to_string()).unwrap_or_default();
+                tracing::warn!(
+                    store = self.name,
+                    error,
+                    "a shared store fails and is left alone, but for a try each second"
+                );
             }
             CircuitState::Closed => {
                 self.circuit.set(0);
