@@ -20,8 +20,8 @@ pub struct StoreFlags {
     /// How often the addresses of memcached are looked up; 0 is once [default: 10].
     #[arg(long, value_name = "SECONDS")]
     pub memcached_interval: Option<String>,
-    /// Redis or Valkey that shares the rate limit, and authorizations unless memcached does: redis://[user:password@]host[:port][/db],
-    /// rediss:// for TLS, redis+unix:///path; of a cluster or sentinels several, repeatable, comma-separated.
+    /// Redis or Valkey that shares the rate limit, and authorizations unless memcached does: redis://user:password@host:port/database,
+    /// rediss:// for TLS, or redis+unix:///path; nodes of a cluster, or sentinels, repeatable, comma-separated.
     #[arg(long, value_name = "URL")]
     pub redis: Vec<String>,
     /// single, cluster or sentinel [default: single].
