@@ -42,6 +42,7 @@ pub mod route;
 pub mod server;
 pub mod stack;
 pub mod stores;
+pub mod watch;
 
 #[cfg(test)]
 mod tests {

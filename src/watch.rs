@@ -1,0 +1,258 @@
+//! Tells when files' contents change.
+//!
+//! Events of the file system are only the trigger; what counts is what the files hold. So it does not matter how they change:
+//! written in place, renamed over, or as Kubernetes does it, by a swap of the `..data` link that they are reached through, of which
+//! the files' own paths get no event. Their directories are watched for that reason, and every 30 seconds the files are looked at
+//! anyway, for file systems that give no events and links that lead to other directories.
+
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+
+/// How often files are looked at without an event.
+const POLL: Duration = Duration::from_secs(30);
+/// How long files must stay the same before they count as written.
+const SETTLE: Duration = Duration::from_millis(200);
+/// After this many times as long they are taken as they are.
+const SETTLING: usize = 50;
+
+/// Files, and what they held when last looked at: hashes under a key of this process, never the contents.
+///
+/// Make this before reading the files, so that what changes meanwhile is told. What is not a regular file (a pipe that a shell made)
+/// can be read only once and counts as never changing.
+#[derive(Debug)]
+pub struct Files {
+    paths: Arc<[PathBuf]>,
+    key: RandomState,
+    seen: Contents,
+    poll: Duration,
+    told: Arc<Notify>,
+    /// Begins with the first wait; none where the system has no more of them.
+    watcher: OnceLock<Option<RecommendedWatcher>>,
+}
+
+/// One hash a file; none where there is nothing to read.
+type Contents = Vec<Option<u64>>;
+
+impl Files {
+    /// Looks at the files as they are now.
+    pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let paths: Arc<[PathBuf]> = paths.into_iter().map(Into::into).collect();
+        let key = RandomState::new();
+        let (told, watcher) = (Arc::default(), OnceLock::new());
+        Files { seen: contents(&paths, &key), paths, key, poll: POLL, told, watcher }
+    }
+
+    /// Waits until a file holds something else than when last looked at, be it that it has gone, and then until nothing has changed
+    /// for a fifth of a second. Without files it waits for ever.
+    ///
+    /// Writers may take longer than that, or write one file of two: whoever reads then must bear it, and is told again once there is
+    /// more. Nothing is lost if the future is dropped.
+    pub async fn changed(&mut self) {
+        if self.paths.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        self.watcher.get_or_init(|| self.watch());
+        loop {
+            let mut found = self.look().await;
+            if found != self.seen {
+                for _ in 0..SETTLING {
+                    sleep(SETTLE).await;
+                    let again = self.look().await;
+                    let settled = again == found;
+                    found = again;
+                    if settled {
+                        break;
+                    }
+                }
+                if found != self.seen {
+                    self.seen = found;
+                    return;
+                }
+            }
+            if timeout(self.poll, self.told.notified()).await.is_ok() {
+                // One look for all the events of a busy directory.
+                sleep(SETTLE).await;
+            }
+        }
+    }
+
+    async fn look(&self) -> Contents {
+        let (paths, key) = (Arc::clone(&self.paths), self.key.clone());
+        let looked = tokio::task::spawn_blocking(move || contents(&paths, &key)).await;
+        // The runtime is ending.
+        looked.unwrap_or_else(|_| self.seen.clone())
+    }
+
+    fn watch(&self) -> Option<RecommendedWatcher> {
+        let watcher = watcher(&self.paths, Arc::clone(&self.told));
+        if let Err(error) = &watcher {
+            let seconds = self.poll.as_secs();
+            tracing::warn!(%error, "the system does not tell of changed files; they are looked at every {seconds} seconds");
+        }
+        watcher.ok()
+    }
+}
+
+/// Watches the files' directories.
+fn watcher(paths: &[PathBuf], told: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+        // Our own looks are not changes.
+        Ok(Event { kind: EventKind::Access(kind), .. }) if kind != AccessKind::Close(AccessMode::Write) => {}
+        // Of an error the files tell more.
+        _ => told.notify_one(),
+    })?;
+    let directories: BTreeSet<&Path> = paths.iter().map(|path| directory(path)).collect();
+    for directory in directories {
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn contents(paths: &[PathBuf], key: &RandomState) -> Contents {
+    let regular = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    paths.iter().map(|path| regular(path).then(|| std::fs::read(path).ok())?.map(|bytes| key.hash_one(bytes))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, pin::pin};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Well before the poll.
+    const SOON: Duration = Duration::from_secs(15);
+
+    fn directory_with(files: &[(&str, &str)]) -> TempDir {
+        let directory = TempDir::new().unwrap();
+        files.iter().for_each(|(name, contents)| fs::write(directory.path().join(name), contents).unwrap());
+        directory
+    }
+
+    async fn changes_by(files: &mut Files, change: impl FnOnce()) {
+        let mut changed = pin!(files.changed());
+        assert!(timeout(SETTLE, &mut changed).await.is_err(), "nothing has changed yet");
+        change();
+        timeout(SOON, changed).await.expect("a change is told");
+    }
+
+    #[tokio::test]
+    async fn written_in_place_renamed_over_and_removed() {
+        let directory = directory_with(&[("a", "1"), ("b", "1")]);
+        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let mut files = Files::new([&a, &b]);
+        changes_by(&mut files, || fs::write(&b, "2").unwrap()).await;
+        changes_by(&mut files, || {
+            fs::write(directory.path().join("new"), "2").unwrap();
+            fs::rename(directory.path().join("new"), &a).unwrap();
+        })
+        .await;
+        changes_by(&mut files, || fs::remove_file(&a).unwrap()).await;
+        changes_by(&mut files, || fs::write(&a, "3").unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn swapped_as_kubernetes_does() {
+        let mount = directory_with(&[]);
+        let volume = |version: &str, contents: &str| {
+            fs::create_dir(mount.path().join(version)).unwrap();
+            fs::write(mount.path().join(version).join("tls.crt"), contents).unwrap();
+            symlink(version, mount.path().join("..data_tmp")).unwrap();
+            fs::rename(mount.path().join("..data_tmp"), mount.path().join("..data")).unwrap();
+        };
+        volume("..1", "1");
+        symlink("..data/tls.crt", mount.path().join("tls.crt")).unwrap();
+        let mut files = Files::new([mount.path().join("tls.crt")]);
+        changes_by(&mut files, || volume("..2", "2")).await;
+    }
+
+    #[tokio::test]
+    async fn what_changed_before_anyone_asked_is_told() {
+        let directory = directory_with(&[("a", "1")]);
+        let mut files = Files::new([directory.path().join("a")]);
+        fs::write(directory.path().join("a"), "2").unwrap();
+        timeout(SOON, files.changed()).await.expect("a change is told");
+    }
+
+    #[tokio::test]
+    async fn a_link_to_elsewhere_is_polled() {
+        let (here, elsewhere) = (directory_with(&[]), directory_with(&[("a", "1")]));
+        symlink(elsewhere.path().join("a"), here.path().join("a")).unwrap();
+        let mut files = Files::new([here.path().join("a")]);
+        files.poll = Duration::from_millis(20);
+        changes_by(&mut files, || fs::write(elsewhere.path().join("a"), "2").unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn the_same_contents_and_other_files_are_no_change() {
+        let directory = directory_with(&[("a", "1")]);
+        let mut files = Files::new([directory.path().join("a")]);
+        {
+            let mut changed = pin!(files.changed());
+            assert!(timeout(SETTLE, &mut changed).await.is_err(), "nothing has changed yet");
+            fs::write(directory.path().join("a"), "1").unwrap();
+            fs::write(directory.path().join("b"), "1").unwrap();
+            assert!(timeout(3 * SETTLE, &mut changed).await.is_err(), "nothing has changed");
+        }
+        changes_by(&mut files, || fs::write(directory.path().join("a"), "2").unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn a_slow_write_is_told_once_it_is_whole() {
+        const PARTS: usize = 20;
+        let directory = directory_with(&[("a", "")]);
+        let path = directory.path().join("a");
+        let mut files = Files::new([&path]);
+        let writing = async {
+            for n in 1..=PARTS {
+                fs::write(&path, "x".repeat(n)).unwrap();
+                sleep(SETTLE / 4).await;
+            }
+        };
+        let told = async {
+            let mut times = 0;
+            while fs::read(&path).unwrap().len() < PARTS || times == 0 {
+                files.changed().await;
+                times += 1;
+            }
+            times
+        };
+        let (times, ()) = timeout(SOON, async { tokio::join!(told, writing) }).await.unwrap();
+        assert!(times < PARTS / 2, "told {times} times");
+    }
+
+    #[tokio::test]
+    async fn a_missing_directory_does_not_fail() {
+        let directory = directory_with(&[]);
+        let path = directory.path().join("later").join("a");
+        let mut files = Files::new([&path]);
+        files.poll = Duration::from_millis(20);
+        changes_by(&mut files, || {
+            fs::create_dir(directory.path().join("later")).unwrap();
+            fs::write(&path, "1").unwrap();
+        })
+        .await;
+    }
+}
