@@ -47,6 +47,8 @@ reasons! {
     Method, METHOD_NOT_ALLOWED, "method";
     /// No credentials, or none that can be read or verified.
     Unauthenticated, UNAUTHORIZED, "unauthenticated";
+    /// A client certificate, or what a balancer says of one, that is wrong or names nobody.
+    ClientInfo, FORBIDDEN, "client_info";
     /// The authorizer said no; the status is its own.
     AuthorizerRefused, FORBIDDEN, "authorizer_refused";
     /// The authorizer asks to come back later.

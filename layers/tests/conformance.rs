@@ -85,6 +85,7 @@ async fn authorize() {
         .refuses(Reason::Unauthenticated, || bearer("unknown", ()))
         .refuses(Reason::AuthorizerRefused, || bearer("refused", ()))
         .refuses(Reason::AuthorizerThrottled, || bearer("throttled", ()))
+        .refuses(Reason::ClientInfo, || bearer("client info", ()))
         .refuses(Reason::AuthorizerUnavailable, || bearer("unavailable", ()))
         .stalls_on(|| bearer("stalled", ()))
         .check()

@@ -28,6 +28,8 @@
 
 #[cfg(feature = "cache")]
 pub mod cache;
+#[cfg(feature = "certificate")]
+pub mod certificate;
 mod credential;
 mod identity;
 #[cfg(feature = "jwt")]
@@ -154,8 +156,13 @@ where
     }
 }
 
-const REASONS: &[Reason] =
-    &[Reason::Unauthenticated, Reason::AuthorizerRefused, Reason::AuthorizerThrottled, Reason::AuthorizerUnavailable];
+const REASONS: &[Reason] = &[
+    Reason::Unauthenticated,
+    Reason::ClientInfo,
+    Reason::AuthorizerRefused,
+    Reason::AuthorizerThrottled,
+    Reason::AuthorizerUnavailable,
+];
 
 pin_project! {
     /// The future of [`Authorize`].

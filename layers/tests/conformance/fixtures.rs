@@ -83,6 +83,7 @@ pub(crate) async fn authorizer(token: Secret) -> Result<Arc<Identity>, Rejection
         "unknown" => Reason::Unauthenticated,
         "refused" => Reason::AuthorizerRefused,
         "throttled" => Reason::AuthorizerThrottled,
+        "client info" => Reason::ClientInfo,
         "unavailable" => Reason::AuthorizerUnavailable,
         _ => return Ok(identity()),
     };
