@@ -1,18 +1,32 @@
 //! The HTTP clients that call the authorizer and the upstream.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use http::Uri;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore};
+use infogw_layers::rejection::BoxError;
+use rustls::ClientConfig;
+use tokio::{net::TcpStream, time::timeout};
+use tower::Service;
+
+use crate::{
+    config::Config,
+    tls::{ClientFiles, Current, Live},
+};
 
 /// A client over pooled connections, plaintext or TLS, HTTP/1.1 or h2 as ALPN says.
-pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// One client for each neighbour. They heed no proxy variables and follow no redirects.
 #[derive(Debug, Clone)]
@@ -24,42 +38,63 @@ pub struct Clients {
 }
 
 /// As telemeter-server has it.
-const CONNECT: Duration = Duration::from_secs(10);
+pub const CONNECT: Duration = Duration::from_secs(10);
 /// The time for connecting is divided among a name's addresses, and the whole of a forward has five seconds: a dead first address
 /// must leave time for the second.
 const CONNECT_UPSTREAM: Duration = Duration::from_secs(3);
 
 impl Clients {
-    /// Clients that trust the system's roots, or those of `SSL_CERT_FILE`.
+    /// Clients with the TLS of `config`.
     ///
     /// # Errors
-    /// If one `needs_tls` and there are no roots to trust, or the TLS library lacks its parts.
-    pub fn new(needs_tls: bool) -> Result<Self, String> {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
-        if needs_tls && roots.is_empty() {
-            return Err("no trusted root certificates were found; install them or set SSL_CERT_FILE".to_owned());
-        }
-        let provider = rustls::crypto::aws_lc_rs::default_provider().into();
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Clients { authorize: client(tls.clone(), CONNECT), forward: client(tls, CONNECT_UPSTREAM) })
+    /// If there are no roots to trust where the URL is https.
+    pub fn new(config: &Config) -> Result<Self, String> {
+        Ok(Clients {
+            authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
+            forward: client(&config.tls.forward, Some(&config.forward_url), CONNECT_UPSTREAM)?,
+        })
     }
 }
 
-fn client(tls: ClientConfig, connect: Duration) -> HttpClient {
+/// A client that will call `url`. Connecting has this time, and the TLS handshake as long again.
+///
+/// # Errors
+/// If the URL is https and there are no roots to trust.
+pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> Result<HttpClient, String> {
+    if tls.source().trusts_nobody() && url.is_some_and(|url| url.scheme_str() == Some("https")) {
+        return Err("no trusted root certificates were found; install them or set SSL_CERT_FILE".to_owned());
+    }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(60))
-        .build(connector)
+    let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));
+    Ok(builder.build(connector))
+}
+
+/// Makes each connection by the TLS configuration that is in force.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    tcp: HttpConnector,
+    tls: Current<ClientConfig>,
+    /// Whoever waits for a connection may have gone, and the server may never speak.
+    limit: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let connected = HttpsConnector::from((self.tcp.clone(), self.tls.load_full())).call(url);
+        let connected = timeout(self.limit, connected);
+        Box::pin(async move { connected.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? })
+    }
 }

@@ -2,14 +2,15 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
     client::Clients,
     config::{Authorizer, Config},
     route::Router,
-    server,
+    server::{self, Listener},
+    tls::{Live, ServerFiles},
 };
 
 /// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
@@ -40,10 +41,12 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Gateway {
     router: Router,
-    public: TcpListener,
-    internal: TcpListener,
+    public: Listener,
+    internal: Listener,
     readiness: Readiness,
     metrics: &'static Metrics,
+    /// Those who follow files.
+    followers: JoinSet<()>,
 }
 
 impl Gateway {
@@ -53,14 +56,21 @@ impl Gateway {
     /// [`StartError`]. Authorizer and upstream need not be up.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         let metrics = Metrics::new().map_err(|error| StartError::Environment(error.to_string()))?;
-        let clients = Clients::new(config.needs_tls()).map_err(StartError::Environment)?;
+        let clients = Clients::new(config).map_err(StartError::Environment)?;
         let readiness = Readiness::default();
+        let mut followers = JoinSet::new();
+        config.tls.follow(&mut followers, &metrics.tls);
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
-            public: bind("--listen", &config.listen).await?,
-            internal: bind("--listen-internal", &config.listen_internal).await?,
+            public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics),
+            internal: listener(
+                bind("--listen-internal", &config.listen_internal).await?,
+                config.tls.internal.as_ref(),
+                metrics,
+            ),
             readiness,
             metrics,
+            followers,
         })
     }
 
@@ -69,7 +79,7 @@ impl Gateway {
     /// # Errors
     /// The system's.
     pub fn public_address(&self) -> io::Result<SocketAddr> {
-        self.public.local_addr()
+        self.public.address()
     }
 
     /// Where the internal listener is.
@@ -77,12 +87,12 @@ impl Gateway {
     /// # Errors
     /// The system's.
     pub fn internal_address(&self) -> io::Result<SocketAddr> {
-        self.internal.local_addr()
+        self.internal.address()
     }
 
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
-        let Gateway { router, public, internal, readiness, metrics } = self;
+        let Gateway { router, public, internal, readiness, metrics, followers: _followers } = self;
         let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
@@ -130,4 +140,11 @@ pub fn reload(config: &Config) {
 /// Binds the first of `addresses` that can be had.
 async fn bind(flag: &'static str, addresses: &[SocketAddr]) -> Result<TcpListener, StartError> {
     TcpListener::bind(addresses).await.map_err(|error| StartError::Bind { flag, error })
+}
+
+fn listener(tcp: TcpListener, tls: Option<&Live<ServerFiles>>, metrics: &Metrics) -> Listener {
+    match tls {
+        None => Listener::plaintext(tcp),
+        Some(tls) => Listener::tls(tcp, tls.current(), metrics.tls.handshake_failures(tls.source().name)),
+    }
 }

@@ -42,6 +42,7 @@ pub mod route;
 pub mod server;
 pub mod stack;
 pub mod stores;
+pub mod tls;
 pub mod watch;
 
 #[cfg(test)]
@@ -92,7 +93,7 @@ mod tests {
             ..Flags::default()
         };
         let config = Config::new(flags).unwrap();
-        let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(false).unwrap());
+        let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(&config).unwrap());
         let authorizer = stack::authorizer_circuit(metrics);
         let stacks = [
             ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &authorizer))),

@@ -47,6 +47,20 @@ pub struct Files {
 /// One hash a file; none where there is nothing to read.
 type Contents = Vec<Option<u64>>;
 
+/// Knows the same contents and watches by itself.
+impl Clone for Files {
+    fn clone(&self) -> Self {
+        Files {
+            paths: Arc::clone(&self.paths),
+            key: self.key.clone(),
+            seen: self.seen.clone(),
+            poll: self.poll,
+            told: Arc::default(),
+            watcher: OnceLock::new(),
+        }
+    }
+}
+
 impl Files {
     /// Looks at the files as they are now.
     pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {

@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{AuthorizationFlags, StoreFlags};
+use super::{AuthorizationFlags, StoreFlags, TlsFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -35,6 +35,10 @@ pub struct Flags {
     /// Address for health and metrics [default: localhost:9004].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_internal: Option<String>,
+
+    /// TLS of listeners and clients.
+    #[command(flatten)]
+    pub tls: TlsFlags,
 
     /// The authorizer: UHC's cluster registrations.
     #[arg(long, value_name = "URL", help_heading = "Identity")]

@@ -6,6 +6,7 @@ pub mod duration;
 mod flags;
 mod rules;
 mod stores;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +36,7 @@ pub use flags::{Command, CommandLine, Flags};
 use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
 pub use stores::{MemcachedServers, StoreFlags, Stores};
+pub use tls::{TlsConfig, TlsFlags};
 
 /// Most series in a request whatever the flags say: payloads count in 32 bits.
 const MOST_SERIES: usize = 1 << 22;
@@ -57,6 +59,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Address for health and metrics.
     pub listen_internal: Vec<SocketAddr>,
+    /// TLS of listeners and clients.
+    pub tls: TlsConfig,
     /// Who says which token is which cluster's.
     pub authorizer: Authorizer,
     /// How what it says is kept.
@@ -108,6 +112,16 @@ pub enum Authorizer {
     Registrations(Uri),
     /// Nobody: `--insecure-accept-any-token`.
     AcceptAny,
+}
+
+impl Authorizer {
+    /// Where it is, if there is one.
+    pub fn url(&self) -> Option<&Uri> {
+        match self {
+            Authorizer::Registrations(url) => Some(url),
+            Authorizer::AcceptAny => None,
+        }
+    }
 }
 
 impl CommandLine {
@@ -232,9 +246,12 @@ impl Config {
                 "--listen and --listen-internal: {public} and {internal} overlap; give them different ports"
             );
         }
+        let forward_url = url_of("--forward-url", &forward_url)?;
+        let tls = TlsConfig::new(flags.tls, &forward_url, authorizer.url())?;
         Ok(Config {
             listen,
             listen_internal,
+            tls,
             authorizer,
             authorizations: flags.authorization.parse()?,
             verifier: TokenVerifier::new(vec![key.verifying_key()]),
@@ -244,7 +261,7 @@ impl Config {
             required_labels,
             partition_label,
             tenant_key: given(flags.tenant_key),
-            forward_url: url_of("--forward-url", &forward_url)?,
+            forward_url,
             tenant: header_value("--tenant-id", &tenant)?,
             receive_tenant: given(flags.receive_tenant_id)
                 .map(|id| header_value("--receive-tenant-id", &id))
@@ -265,14 +282,6 @@ impl Config {
             },
             verbose: flags.verbose,
         })
-    }
-}
-
-impl Config {
-    /// Whether a URL is https, so that there must be roots to trust.
-    pub fn needs_tls(&self) -> bool {
-        let https = |url: &Uri| url.scheme_str() == Some("https");
-        https(&self.forward_url) || matches!(&self.authorizer, Authorizer::Registrations(url) if https(url))
     }
 }
 

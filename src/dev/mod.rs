@@ -66,11 +66,12 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let store = Arc::new(Store::default());
     let (authorizer, authorizer_address) = bind("the embedded authorizer", 0).await?;
     let (received, received_address) = bind("the embedded receive endpoint", RECEIVED_PORT).await?;
-    let gateway = Gateway::bind(&config(authorizer_address, received_address)?).await?;
+    let config = config(authorizer_address, received_address)?;
+    let gateway = Gateway::bind(&config).await?;
     let environment = |error: std::io::Error| StartError::Environment(error.to_string());
     let public = gateway.public_address().map_err(environment)?;
     let internal = gateway.internal_address().map_err(environment)?;
-    let api = Api::new(Clients::new(false).map_err(StartError::Environment)?.forward, public);
+    let api = Api::new(Clients::new(&config).map_err(StartError::Environment)?.forward, public);
 
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());

@@ -3,6 +3,7 @@
 mod authorization;
 mod sampled;
 mod stores;
+pub mod tls;
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -20,8 +21,8 @@ use prometheus::{
     Registry, TEXT_FORMAT, TextEncoder, core::Collector,
 };
 
-use self::authorization::AuthorizationMetrics;
 pub use self::stores::{StoreMetrics, StoreObserver};
+use self::{authorization::AuthorizationMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -50,6 +51,8 @@ pub struct Metrics {
     tenses: [IntCounter; 3],
     /// What the stores that replicas share were asked.
     pub stores: StoreMetrics,
+    /// TLS of listeners and clients.
+    pub tls: TlsMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -155,6 +158,7 @@ impl Metrics {
                 ["past", "present", "future"],
             ),
             stores: StoreMetrics::new(&registry)?,
+            tls: TlsMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
