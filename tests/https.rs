@@ -1,102 +1,143 @@
-//! Upstream and authorizer over TLS: trusted by the system's roots, which `SSL_CERT_FILE` replaces, and not otherwise.
+//! Upstream and authorizer over TLS: whom they are trusted by, and what they are shown.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
-use std::{
-    convert::Infallible,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
-
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Bytes, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
-use rustls::pki_types::PrivateKeyDer;
 use support::{
-    Gateway,
+    Gateway, Reply, ensure, eventually, http,
     payload::{composite_token, series, write_body},
+    process::Process,
+    tls::{Authority, Neighbour, Volume},
     world::{PULL_SECRET, now},
 };
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
-/// A server for `localhost` that grants and takes whatever comes, and whose certificate signs itself.
-struct Neighbour {
-    url: String,
-    certificate: String,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Neighbour {
-    async fn start() -> Self {
-        let rcgen::CertifiedKey { cert, signing_key } =
-            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
-        let provider = rustls::crypto::aws_lc_rs::default_provider().into();
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)
-            .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
-
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
-        let asked = Arc::new(AtomicUsize::new(0));
-        let counter = asked.clone();
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (acceptor, counter) = (acceptor.clone(), counter.clone());
-                tokio::spawn(async move {
-                    // A client that does not trust us hangs up.
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                        let counter = counter.clone();
-                        async move {
-                            request.into_body().collect().await.unwrap();
-                            counter.fetch_add(1, Ordering::Relaxed);
-                            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(r#"{"account_id":"a"}"#)))
-                        }
-                    });
-                    let _ =
-                        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
-                });
-            }
-        });
-        Neighbour { url, certificate: cert.pem(), asked }
-    }
-}
-
-async fn push(neighbour: &Neighbour, roots: &str) -> support::Reply {
+/// A gateway between neighbours, whose system trusts `roots`.
+async fn gateway(authorizer: &Neighbour, upstream: &Neighbour, roots: &str, flags: &[String]) -> Gateway {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), roots).unwrap();
     let mut command = Gateway::command();
     command.args(["--listen", "127.0.0.1:0", "--listen-internal", "127.0.0.1:0"]);
-    command.args(["--authorize", &neighbour.url, "--forward-url", &neighbour.url]);
+    command.args(["--authorize", &authorizer.url, "--forward-url", &upstream.url]).args(flags);
     command.env("SSL_CERT_FILE", file.path()).env_remove("SSL_CERT_DIR");
-    let gateway = Gateway::start_command(command).await;
+    Gateway::start_command(command).await
+}
+
+async fn push(gateway: &Gateway) -> Reply {
     let body = write_body(vec![series(&[("__name__", "up"), ("_id", "c1")], &[(1.0, now())])]);
     gateway.receive(&composite_token(PULL_SECRET, "c1"), body).await
 }
 
 #[tokio::test]
 async fn neighbours_are_trusted_by_the_systems_roots() {
-    let neighbour = Neighbour::start().await;
-    push(&neighbour, &neighbour.certificate).await.expect_status(200);
-    assert_eq!(neighbour.asked.load(Ordering::Relaxed), 2, "the authorizer and the upstream");
+    let (authority, another) = (Authority::new(), Authority::new());
+    let neighbour = Neighbour::start(&authority.server(), None).await;
+    push(&gateway(&neighbour, &neighbour, &authority.pem(), &[]).await).await.expect_status(200);
+    assert_eq!(neighbour.asked(), 2, "the authorizer and the upstream");
 
-    let another = Neighbour::start().await;
-    let refused = push(&neighbour, &another.certificate).await.expect_status(503);
+    let refused = push(&gateway(&neighbour, &neighbour, &another.pem(), &[]).await).await.expect_status(503);
     assert!(refused.retry_after().is_some(), "{refused:?}");
-    assert_eq!(neighbour.asked.load(Ordering::Relaxed), 2, "nothing is sent to whom we do not trust");
+    assert_eq!(neighbour.asked(), 2, "nothing is sent to whom we do not trust");
+}
+
+#[tokio::test]
+async fn each_neighbour_has_its_own_authority_besides() {
+    let (mine, system) = (Authority::new(), Authority::new());
+    let files = Volume::new(&[("ca.crt", &mine.pem())]);
+    let private = Neighbour::start(&mine.server(), None).await;
+    let public = Neighbour::start(&system.server(), None).await;
+    // What one is trusted by does not count for the other.
+    let forward = [files.flag("--forward-tls-ca-crt", "ca.crt")];
+    push(&gateway(&public, &private, &system.pem(), &forward).await).await.expect_status(200);
+    push(&gateway(&private, &public, &system.pem(), &forward).await).await.expect_status(503);
+    // Besides the system's roots, which are still trusted, and without which it does.
+    push(&gateway(&public, &public, &system.pem(), &forward).await).await.expect_status(200);
+    let both = [&forward[..], &[files.flag("--authorize-tls-ca-crt", "ca.crt")]].concat();
+    push(&gateway(&private, &private, "", &both).await).await.expect_status(200);
+}
+
+#[tokio::test]
+async fn without_anyone_to_trust_it_does_not_start() {
+    let authority = Authority::new();
+    let files = Volume::new(&[("ca.crt", &authority.pem())]);
+    for (authorize, forward, flags) in [
+        ("https://localhost/", "http://localhost/", vec![]),
+        ("http://localhost/", "https://localhost/", vec![]),
+        ("https://localhost/", "https://localhost/", vec![files.flag("--forward-tls-ca-crt", "ca.crt")]),
+    ] {
+        let mut command = Gateway::command();
+        command.args(["--listen", "127.0.0.1:0", "--listen-internal", "127.0.0.1:0"]);
+        command.args(["--authorize", authorize, "--forward-url", forward]).args(&flags);
+        command.env("SSL_CERT_FILE", "/nonexistent").env_remove("SSL_CERT_DIR");
+        let exit = Process::spawn(command).exit().await;
+        assert_eq!((exit.code(), exit.stderr.lines().count()), (69, 1), "{exit:?}");
+        assert!(exit.stderr.contains("no trusted root certificates were found"), "{exit:?}");
+    }
+}
+
+#[tokio::test]
+async fn neighbours_are_shown_certificates_and_get_new_ones_without_a_restart() {
+    let (servers, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let authorizer = Neighbour::start(&servers.server(), Some(&clients)).await;
+    let upstream = Neighbour::start(&servers.server(), Some(&clients)).await;
+    // One that is not let in, yet.
+    let to_authorizer = Volume::of(&strangers.client("a", "gateway"));
+    let to_upstream = Volume::of(&clients.client("a", "gateway to upstream"));
+    let flags = [
+        to_authorizer.flag("--authorize-tls-crt", "tls.crt"),
+        to_authorizer.flag("--authorize-tls-key", "tls.key"),
+        to_upstream.flag("--forward-tls-crt", "tls.crt"),
+        to_upstream.flag("--forward-tls-key", "tls.key"),
+    ];
+    let gateway = gateway(&authorizer, &upstream, &servers.pem(), &flags).await;
+    push(&gateway).await.expect_status(503);
+    assert_eq!((authorizer.asked(), upstream.asked()), (0, 0));
+
+    let renewed = clients.client("a", "gateway to authorizer");
+    to_authorizer.swap_to(&renewed);
+    gateway.wait_for_log(r#"msg="reloaded the TLS files" certificate=authorize"#).await;
+    push(&gateway).await.expect_status(200);
+    assert_eq!(authorizer.shown(), [renewed.der().clone()]);
+    assert_eq!((authorizer.asked(), upstream.asked()), (1, 1));
+
+    // The connection that is open stays, with what it was made with.
+    let first = upstream.shown();
+    to_upstream.swap_to(&clients.client("a", "gateway to upstream, again"));
+    gateway.wait_for_log(r#"msg="reloaded the TLS files" certificate=forward"#).await;
+    push(&gateway).await.expect_status(200);
+    assert_eq!((upstream.asked(), upstream.shown()), (2, first));
+
+    let metrics = http::get(&gateway.internal("/metrics")).await;
+    for certificate in ["authorize", "forward"] {
+        let reloads = format!("infogw_certificate_reloads_total{{certificate={certificate:?},result=\"success\"}} 1\n");
+        assert!(metrics.text().contains(&reloads), "{}", metrics.text());
+        let expiry = format!("infogw_certificate_expiry_timestamp_seconds{{certificate={certificate:?}}} ");
+        assert!(metrics.text().contains(&expiry), "{}", metrics.text());
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_nobody_is_let_in_who_must_show_one() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let open = Neighbour::start(&servers.server(), None).await;
+    let strict = Neighbour::start(&servers.server(), Some(&clients)).await;
+    push(&gateway(&strict, &open, &servers.pem(), &[]).await).await.expect_status(503);
+    push(&gateway(&open, &strict, &servers.pem(), &[]).await).await.expect_status(502);
+    assert_eq!(strict.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_new_authority_is_trusted_without_a_restart() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let neighbour = Neighbour::start(&new.server(), None).await;
+    let files = Volume::new(&[("ca.crt", &old.pem())]);
+    let flags = [files.flag("--forward-tls-ca-crt", "ca.crt"), files.flag("--authorize-tls-ca-crt", "ca.crt")];
+    let gateway = gateway(&neighbour, &neighbour, "", &flags).await;
+    push(&gateway).await.expect_status(503);
+    files.swap(&[("ca.crt", &(old.pem() + &new.pem()))]);
+    eventually("the neighbour is trusted", async || {
+        let reply = push(&gateway).await;
+        ensure(reply.status == 200, || format!("{reply:?}"))
+    })
+    .await;
 }

@@ -17,34 +17,34 @@ use crate::{
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "TLS")]
 pub struct TlsFlags {
-    /// Certificate of the public listener, PEM, those that lead to its root behind it; without one it speaks plaintext.
+    /// Certificate chain of the public listener, PEM, its own certificate first; without one the listener speaks plaintext.
     #[arg(long, value_name = "FILE")]
     pub tls_crt: Option<String>,
     /// Private key of the public listener, PEM.
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<String>,
-    /// Authorities, PEM, whose certificates clients of the public listener may show; those of others are refused.
+    /// Authorities of clients, PEM: a certificate that a client shows must be of one of them; it need not show any.
     #[arg(long, value_name = "FILE")]
     pub tls_ca_crt: Option<String>,
-    /// Certificate of the internal listener, PEM; without one it speaks plaintext.
+    /// Certificate chain of the internal listener, PEM; without one the listener speaks plaintext.
     #[arg(long, value_name = "FILE")]
     pub internal_tls_crt: Option<String>,
     /// Private key of the internal listener, PEM.
     #[arg(long, value_name = "FILE")]
     pub internal_tls_key: Option<String>,
-    /// Authorities, PEM, that are trusted to vouch for the upstream, besides the system's roots.
+    /// Authorities that the upstream's certificate may be of, PEM, besides the system's roots.
     #[arg(long, value_name = "FILE")]
     pub forward_tls_ca_crt: Option<String>,
-    /// Certificate to show to the upstream, PEM.
+    /// Certificate chain to show to the upstream, PEM.
     #[arg(long, value_name = "FILE")]
     pub forward_tls_crt: Option<String>,
     /// Private key of that certificate, PEM.
     #[arg(long, value_name = "FILE")]
     pub forward_tls_key: Option<String>,
-    /// Authorities, PEM, that are trusted to vouch for the authorizer, besides the system's roots.
+    /// Authorities that the authorizer's certificate may be of, PEM, besides the system's roots.
     #[arg(long, value_name = "FILE")]
     pub authorize_tls_ca_crt: Option<String>,
-    /// Certificate to show to the authorizer, PEM.
+    /// Certificate chain to show to the authorizer, PEM.
     #[arg(long, value_name = "FILE")]
     pub authorize_tls_crt: Option<String>,
     /// Private key of that certificate, PEM.
@@ -129,7 +129,7 @@ impl TlsConfig {
 fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
     let https = url.is_some_and(|url| url.scheme_str() == Some("https"));
     if let Some(file) = files.files().next().filter(|_| !https) {
-        return wrong!("{}: is for an https:// {flag}, and there is none", file.flag);
+        return wrong!("{}: this is for an https:// {flag}, and there is none", file.flag);
     }
     Ok(Live::new(files)?)
 }

@@ -67,6 +67,11 @@ impl Gateway {
         &self.external
     }
 
+    /// The internal listener's `HOST:PORT`.
+    pub fn internal_address(&self) -> &str {
+        &self.internal
+    }
+
     /// The first log line that holds `needle`, be it written already or still to come.
     pub async fn wait_for_log(&self, needle: &str) -> String {
         self.process.wait_for_log(needle).await

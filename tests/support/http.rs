@@ -2,8 +2,8 @@
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    HeaderMap, Request, StatusCode,
-    body::{Body, Bytes},
+    HeaderMap, Request, Response, StatusCode,
+    body::{Body, Bytes, Incoming},
     http::request::Builder,
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -78,13 +78,15 @@ where
     // No pool: a connection that the other side is about to close must not fail a later request.
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
     let what = format!("an answer from {}", request.uri());
-    let answered = async {
-        let response = client.request(request).await.map_err(|error| chain(&error))?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.map_err(|error| chain(&error))?.to_bytes();
-        Ok(Reply { status: head.status, headers: head.headers, body })
-    };
+    let answered = async { read(client.request(request).await.map_err(|error| chain(&error))?).await };
     within(&what, answered).await
+}
+
+/// Reads an answer to its end.
+pub async fn read(response: Response<Incoming>) -> Result<Reply, String> {
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.map_err(|error| chain(&error))?.to_bytes();
+    Ok(Reply { status: head.status, headers: head.headers, body })
 }
 
 /// `pairs` as a query string, without the `?`.

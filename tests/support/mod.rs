@@ -28,6 +28,7 @@ pub mod prometheus;
 pub mod server;
 pub mod stores;
 pub mod target;
+pub mod tls;
 pub mod upstream;
 pub mod world;
 
