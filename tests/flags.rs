@@ -157,7 +157,10 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--cluster-delegations-file=/nonexistent"], "--cluster-delegations-file: /nonexistent: No such file"),
         (&["--tls-crt=c"], "--tls-crt: a certificate needs its key; give --tls-key, too"),
         (&["--tls-key=k"], "--tls-key: a key needs its certificate; give --tls-crt, too"),
-        (&["--tls-ca-crt=c"], "--tls-ca-crt: clients show certificates over TLS alone; give --tls-crt and --tls-key, too"),
+        (
+            &["--tls-ca-crt=c"],
+            "--tls-ca-crt: clients show certificates over TLS alone; give --tls-crt and --tls-key, too",
+        ),
         (&["--tls-crt=/nonexistent", "--tls-key=/nonexistent"], "--tls-crt: /nonexistent: No such file"),
         (&["--tls-crt=/dev/null", "--tls-key=/nonexistent"], "--tls-crt: /dev/null: holds no certificate in PEM"),
         (&["--internal-tls-crt=c"], "--internal-tls-crt: a certificate needs its key; give --internal-tls-key, too"),
@@ -167,7 +170,10 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--authorize-tls-crt=c"], "--authorize-tls-crt: a certificate needs its key; give --authorize-tls-key, too"),
         (&["--authorize-tls-key=k"], "--authorize-tls-key: a key needs its certificate; give --authorize-tls-crt, too"),
         (&["--forward-tls-ca-crt=c"], "--forward-tls-ca-crt: this is for an https:// --forward-url, and there is none"),
-        (&["--authorize-tls-ca-crt=c"], "--authorize-tls-ca-crt: this is for an https:// --authorize, and there is none"),
+        (
+            &["--authorize-tls-ca-crt=c"],
+            "--authorize-tls-ca-crt: this is for an https:// --authorize, and there is none",
+        ),
         (
             &["--forward-tls-ca-crt=/nonexistent", "--forward-url=https://localhost/"],
             "--forward-tls-ca-crt: /nonexistent: No such file",
