@@ -6,8 +6,8 @@
 //! # The life of a request
 //!
 //! `main` reads the flags into a [`Config`](config::Config) in which nothing can be invalid any
-//! more, and starts a [`Gateway`](gateway::Gateway). Its public [listener](server) hands each request to the [router](route), and
-//! that to one of three [stacks](stack) of layers:
+//! more, and starts a [`Gateway`](gateway::Gateway). Its public [listener](server), plaintext or [TLS](tls), hands each request to
+//! the [router](route), and that to one of three [stacks](stack) of layers:
 //!
 //! 1. Whatever happens, it is **observed** once, and whoever refuses it, the refusal is **answered** in one place; what a refused
 //!    sender is still sending is **drained**, so that the answer arrives.
@@ -21,7 +21,7 @@
 //! 8. The payload is **encoded**, or handed on as received if nothing was changed.
 //! 9. It is [forwarded](forward). What the upstream says of the data is passed on; what it says of us makes the sender come back.
 //!
-//! Health and metrics are the [internal listener's](admin).
+//! Health and metrics are the [internal listener's](admin). Files that may change meanwhile are [watched](watch).
 //!
 //! # The stacks
 //!

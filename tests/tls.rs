@@ -20,8 +20,9 @@ use infogw_proxy::{
 use prometheus::IntCounter;
 use rcgen::{CertificateParams, date_time_ymd};
 use rustls::{HandshakeKind, SupportedProtocolVersion, version};
+use serde_json::json;
 use support::{
-    Gateway, Reply, World, ensure, eventually, http,
+    Gateway, Prometheus, Reply, World, ensure, eventually, http,
     payload::{composite_token, series, write_body},
     process::{Exit, Process},
     tls::{Authority, ClientOptions, Leaf, TlsClient, TlsConnection, Volume},
@@ -109,6 +110,61 @@ async fn remote_write_over_both_versions_of_each() {
         counted(&world.gateway, r#"infogw_tls_handshake_failures_total{listener="public"} 2"#).await
     })
     .await;
+}
+
+#[tokio::test]
+async fn older_versions_are_refused() {
+    let files = Volume::of(&Authority::new().server());
+    let world = world(&public(&files)).await;
+    // By hand: client libraries know nothing any more of TLS 1.1 and 1.0. The one of 1.2 shows that the rest of the hello is right.
+    for minor in [3, 2, 1] {
+        let suites = [0, 4, 0xc0, 0x2b, 0xc0, 0x2f];
+        let (groups, signatures) = ([0, 10, 0, 4, 0, 2, 0, 23], [0, 13, 0, 4, 0, 2, 4, 3]);
+        let hello = [&[3, minor][..], &[7; 32], &[0], &suites, &[1, 0], &[0, 16], &groups, &signatures].concat();
+        let length = hello.len() as u8;
+        let record = [&[0x16, 3, 1, 0, length + 4, 1, 0, 0, length], &hello[..]].concat();
+        let mut stream = TcpStream::connect(world.gateway.public_address()).await.unwrap();
+        stream.write_all(&record).await.unwrap();
+        let mut answer = [0; 7];
+        within("an answer", stream.read_exact(&mut answer)).await.unwrap();
+        if minor == 3 {
+            assert_eq!((answer[0], answer[5]), (0x16, 2), "no ServerHello: {answer:x?}");
+        } else {
+            // A fatal alert, protocol_version (RFC 5246, section 7.2).
+            assert_eq!((answer[0], &answer[5..]), (0x15, &[2, 70][..]), "{answer:x?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stock_sender_pushes_over_tls() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let files = Volume::of(&servers.server());
+    let ca = Volume::new(&[("ca.crt", &clients.pem())]);
+    let world = world(&[&public(&files)[..], &[ca.flag("--tls-ca-crt", "ca.crt")]].concat()).await;
+    let leaf = clients.client("a", "c1");
+    let senders = Volume::new(&[("ca.crt", &servers.pem()), ("tls.crt", &leaf.pem()), ("tls.key", &leaf.key_pem())]);
+    let url = format!("https://{}/metrics/v1/receive", world.gateway.public_address());
+    let _sender = Prometheus::start(|own| {
+        json!({
+            "global": { "scrape_interval": "1s", "external_labels": { "_id": "c1" } },
+            "scrape_configs": [{ "job_name": "own", "static_configs": [{ "targets": [own.to_string()] }] }],
+            "remote_write": [{
+                "url": url,
+                "authorization": { "type": "Bearer", "credentials": composite_token(PULL_SECRET, "c1") },
+                "tls_config": {
+                    "ca_file": senders.path("ca.crt"),
+                    "cert_file": senders.path("tls.crt"),
+                    "key_file": senders.path("tls.key"),
+                    "server_name": "localhost",
+                },
+                "metadata_config": { "send": false },
+            }],
+        })
+    })
+    .await;
+    let writes = world.upstream.wait_for(1).await;
+    assert!(!writes[0].request().timeseries.is_empty());
 }
 
 #[tokio::test]
@@ -279,7 +335,7 @@ async fn the_internal_listener_has_its_own() {
 fn issue_until(authority: &Authority, year: i32) -> Leaf {
     let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
     params.not_after = date_time_ymd(year, 1, 1);
-    authority.issue(params)
+    authority.issue(&params)
 }
 
 #[tokio::test]
@@ -291,7 +347,7 @@ async fn clients_may_show_certificates_of_the_right_authority() {
     let (known, strange) = (clients.client("a", "c1"), strangers.client("a", "c1"));
     let mut expired = CertificateParams::default();
     expired.not_after = date_time_ymd(2020, 1, 1);
-    let expired = clients.issue(expired);
+    let expired = clients.issue(&expired);
 
     let attempt = async |shows: Option<&Leaf>, versions| {
         let client = TlsClient::new(&servers, &ClientOptions { shows, versions, ..H2 });
@@ -353,7 +409,7 @@ async fn requests_know_whom_their_connection_is_from() {
         Response::new(Full::from(who))
     });
     let asking = async {
-        let leaves = [authority.client("a1", "c1"), authority.client("a2", "c2"), authority.issue(nameless())];
+        let leaves = [authority.client("a1", "c1"), authority.client("a2", "c2"), authority.issue(&nameless())];
         let leaves = leaves.iter().map(Some).chain([None]);
         for (shows, says) in leaves.zip([r#"c1 of Some("a1")"#, r#"c2 of Some("a2")"#, "has no common name", "nobody"])
         {

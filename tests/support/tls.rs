@@ -73,7 +73,7 @@ impl Authority {
 
     /// A server's certificate, for `localhost`.
     pub fn server(&self) -> Leaf {
-        self.issue(CertificateParams::new(["localhost".to_owned()]).unwrap())
+        self.issue(&CertificateParams::new(["localhost".to_owned()]).unwrap())
     }
 
     /// A client's, of this account and cluster.
@@ -81,11 +81,11 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::OrganizationName, account);
         params.distinguished_name.push(DnType::CommonName, cluster);
-        self.issue(params)
+        self.issue(&params)
     }
 
     /// Any.
-    pub fn issue(&self, params: CertificateParams) -> Leaf {
+    pub fn issue(&self, params: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().unwrap();
         Leaf { certificate: params.signed_by(&key, &self.issuer).unwrap(), key }
     }
