@@ -1,7 +1,8 @@
 //! The HTTP clients that call the authorizer and the upstream.
 
 use std::{
-    io,
+    error::Error,
+    io, iter,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -93,8 +94,17 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        let connected = HttpsConnector::from((self.tcp.clone(), self.tls.load_full())).call(url);
-        let connected = timeout(self.limit, connected);
-        Box::pin(async move { connected.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? })
+        let host = url.host().unwrap_or_default().to_owned();
+        let connected = timeout(self.limit, HttpsConnector::from((self.tcp.clone(), self.tls.load_full())).call(url));
+        Box::pin(async move {
+            let connected = connected.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+            // Whoever asked tells its sender no more than that nobody was reached.
+            connected.inspect_err(|error| tracing::warn!(host, error = chain(&**error), "connecting failed"))
+        })
     }
+}
+
+/// The error and its causes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    iter::successors(Some(error), |&error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -35,8 +35,11 @@ async fn neighbours_are_trusted_by_the_systems_roots() {
     push(&gateway(&neighbour, &neighbour, &authority.pem(), &[]).await).await.expect_status(200);
     assert_eq!(neighbour.asked(), 2, "the authorizer and the upstream");
 
-    let refused = push(&gateway(&neighbour, &neighbour, &another.pem(), &[]).await).await.expect_status(503);
+    let gateway = gateway(&neighbour, &neighbour, &another.pem(), &[]).await;
+    let refused = push(&gateway).await.expect_status(503);
     assert!(refused.retry_after().is_some(), "{refused:?}");
+    let line = gateway.wait_for_log(r#"msg="connecting failed" host=localhost error="#).await;
+    assert!(line.contains("invalid peer certificate: "), "{line}");
     assert_eq!(neighbour.asked(), 2, "nothing is sent to whom we do not trust");
 }
 

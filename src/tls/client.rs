@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore, sign::SingleCertAndKey};
 
-use super::{KeyPair, Loaded, PemFile, Source, TlsError, alpn, provider, server::add};
+use super::{KeyPair, Loaded, PemFile, Source, TlsError, alpn, provider};
 
 /// A client's files.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Source for ClientFiles {
     fn load(&self) -> Result<Loaded<ClientConfig>, TlsError> {
         let mut roots = RootCertStore::clone(&self.roots);
         if let Some(ca) = &self.ca {
-            add(&mut roots, ca)?;
+            ca.add_to(&mut roots)?;
         }
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| TlsError(error.to_string()))?;

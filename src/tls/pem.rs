@@ -1,7 +1,7 @@
 use std::{fmt::Display, path::PathBuf, time::Duration};
 
 use rustls::{
-    Error, InconsistentKeys,
+    Error, InconsistentKeys, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     sign::CertifiedKey,
 };
@@ -19,7 +19,7 @@ pub struct PemFile {
 
 impl PemFile {
     /// At least one certificate.
-    pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let bytes = self.read()?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         match certificates {
@@ -27,6 +27,14 @@ impl PemFile {
             Ok(certificates) => Ok(certificates),
             Err(_) => Err(self.wrong("is not well-formed PEM")),
         }
+    }
+
+    /// Trusts its certificates, all of them.
+    pub(super) fn add_to(&self, roots: &mut RootCertStore) -> Result<(), TlsError> {
+        for certificate in self.certificates()? {
+            roots.add(certificate).map_err(|error| self.wrong(error))?;
+        }
+        Ok(())
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {

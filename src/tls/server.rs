@@ -40,7 +40,7 @@ impl Source for ServerFiles {
             None => builder.with_no_client_auth(),
             Some(ca) => {
                 let mut roots = RootCertStore::empty();
-                add(&mut roots, ca)?;
+                ca.add_to(&mut roots)?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
                 let verifier = verifier.allow_unauthenticated().build().map_err(|error| ca.wrong(error))?;
                 builder.with_client_cert_verifier(verifier)
@@ -59,12 +59,4 @@ impl Source for ServerFiles {
         }
         Ok(Loaded { config, not_after: Some(not_after) })
     }
-}
-
-/// Trusts every certificate in `file`.
-pub(super) fn add(roots: &mut RootCertStore, file: &PemFile) -> Result<(), TlsError> {
-    for certificate in file.certificates()? {
-        roots.add(certificate).map_err(|error| file.wrong(error))?;
-    }
-    Ok(())
 }
