@@ -147,7 +147,7 @@ async fn a_stock_sender_pushes_over_tls() {
     let url = format!("https://{}/metrics/v1/receive", world.gateway.public_address());
     let _sender = Prometheus::start(|own| {
         json!({
-            "global": { "scrape_interval": "1s", "external_labels": { "_id": "c1" } },
+            "global": { "scrape_interval": "250ms", "external_labels": { "_id": "c1" } },
             "scrape_configs": [{ "job_name": "own", "static_configs": [{ "targets": [own.to_string()] }] }],
             "remote_write": [{
                 "url": url,
@@ -158,6 +158,7 @@ async fn a_stock_sender_pushes_over_tls() {
                     "key_file": senders.path("tls.key"),
                     "server_name": "localhost",
                 },
+                "queue_config": { "batch_send_deadline": "100ms" },
                 "metadata_config": { "send": false },
             }],
         })
