@@ -332,3 +332,57 @@ fn tokens_of_telemeter_server_are_accepted() {
         assert_eq!(verifier(&[pem]).verify(token, issued), Ok(expected), "{algorithm:?}");
     }
 }
+
+#[test]
+fn keys_are_rotated_under_signers_and_verifiers_at_work() {
+    let [a, b] = [fixtures::P256_PKCS8, fixtures::RSA_PKCS8];
+    let (signer, verifier) = (TokenSigner::new(key(a)), verifier(&[a]));
+    let (other_signer, other_verifier) = (signer.clone(), verifier.clone());
+    let sign = || other_signer.sign("account-7", &labels(), HOUR, at(NOW)).unwrap();
+    let verify = |token: &str| other_verifier.verify(token, at(NOW)).map(drop);
+    let put = |keys: &[&str]| {
+        verifier.replace(keys.iter().map(|pem| key(pem).verifying_key()).collect());
+        signer.replace(key(keys[0]));
+    };
+    let generation = verifier.generation();
+    let by_a = sign();
+    put(&[a, b]);
+    let by_a_too = sign();
+    put(&[b, a]);
+    let by_b = sign();
+    for token in [&by_a, &by_a_too, &by_b] {
+        assert_eq!(verify(token), Ok(()));
+    }
+    put(&[b]);
+    assert_eq!(verify(&by_a), Err(TokenError::Algorithm));
+    assert_eq!(verify(&by_a_too), Err(TokenError::Algorithm));
+    assert_eq!(verify(&by_b), Ok(()));
+    assert_eq!((generation, other_verifier.generation()), (0, 3));
+    assert_eq!(*other_verifier.keys(), [key(b).verifying_key()]);
+}
+
+#[test]
+fn secrets_are_derived_from_the_key_whatever_file_it_is_in() {
+    let mut secrets = std::collections::BTreeSet::new();
+    for (_, one, other) in KEYS {
+        let secret = key(one).derive_secret("cache");
+        assert_eq!(secret, key(other).derive_secret("cache"));
+        assert_eq!(secret, SigningKey::from_pem_or_der(&der(other)).unwrap().derive_secret("cache"));
+        assert_eq!(secret, TokenSigner::new(key(one)).derive_secret("cache"));
+        secrets.extend([secret, key(one).derive_secret("limits"), key(one).derive_secret("")]);
+    }
+    let generated = || SigningKey::generate().unwrap().derive_secret("cache");
+    secrets.extend([generated(), generated()]);
+    assert_eq!(secrets.len(), 14, "all of them differ");
+}
+
+/// Other replicas may be of another release: what is derived must not change.
+#[test]
+fn a_derived_secret_is_hmac_of_the_private_key() {
+    // The private scalar stands in SEC1 (RFC 5915) behind 30 77 02 01 01 04 20.
+    let sec1 = der(fixtures::P256_SEC1);
+    assert_eq!(sec1[..7], [0x30, 0x77, 2, 1, 1, 4, 0x20]);
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &sec1[7..39]);
+    let expected = aws_lc_rs::hmac::sign(&key, b"cache");
+    assert_eq!(self::key(fixtures::P256_PKCS8).derive_secret("cache"), expected.as_ref());
+}

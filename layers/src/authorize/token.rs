@@ -35,9 +35,10 @@ use crate::{
 /// Takes the identity from a verified token: the cluster from the label that carries it, and the labels that bind its series.
 ///
 /// Verifying an ES256 signature takes some 60 us, so put a [cache](super::cache) over it: the identity says when it ends.
+/// The cache must forget it when a key is removed, too: see [`TokenVerifier::generation`].
 #[derive(Debug, Clone)]
 pub struct TokenAuthorizer<C = SystemClock> {
-    verifier: Arc<TokenVerifier>,
+    verifier: TokenVerifier,
     cluster_label: Box<str>,
     clock: C,
 }
@@ -45,7 +46,7 @@ pub struct TokenAuthorizer<C = SystemClock> {
 impl TokenAuthorizer {
     /// Verifies with `verifier`; the cluster's id is the token's label `cluster_label`.
     pub fn new(verifier: TokenVerifier, cluster_label: impl Into<Box<str>>) -> Self {
-        TokenAuthorizer { verifier: Arc::new(verifier), cluster_label: cluster_label.into(), clock: SystemClock }
+        TokenAuthorizer { verifier, cluster_label: cluster_label.into(), clock: SystemClock }
     }
 }
 

@@ -1,6 +1,8 @@
 use std::fmt;
 
+use aws_lc_rs::encoding::{AsBigEndian as _, AsDer as _};
 use aws_lc_rs::error::KeyRejected;
+use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa;
 use aws_lc_rs::signature::{
@@ -15,6 +17,8 @@ use rustls_pki_types::pem::{self, PemObject as _};
 pub struct SigningKey {
     pair: KeyPair,
     public: VerifyingKey,
+    /// What secrets are derived from: the private key itself, in the one form it has whatever file it came in.
+    root: hmac::Key,
 }
 
 enum KeyPair {
@@ -71,6 +75,18 @@ impl SigningKey {
         self.public.clone()
     }
 
+    /// A secret that whoever has this key can derive, and nobody else: HMAC-SHA256 of `context` under the private key.
+    ///
+    /// Contexts keep uses apart: name each one of its own, such as `"cache keys v1"`. The secret is the same from PEM and DER, PKCS#1,
+    /// PKCS#8 and SEC1. It does not sign, and tells nothing of the key; but never print or store it.
+    #[must_use]
+    pub fn derive_secret(&self, context: &str) -> [u8; 32] {
+        let mut secret = [0; 32];
+        // A tag of SHA-256 is as long.
+        secret.copy_from_slice(hmac::sign(&self.root, context.as_bytes()).as_ref());
+        secret
+    }
+
     fn rsa(pair: rsa::KeyPair) -> Result<Self, KeyError> {
         Self::new(Algorithm::Rs256, KeyPair::Rsa(pair))
     }
@@ -96,7 +112,13 @@ impl SigningKey {
             KeyPair::Ec(pair) => pair.public_key().as_ref(),
         };
         let public = ParsedPublicKey::new(algorithm.verification(), public).map_err(KeyError::rejected)?;
-        Ok(Self { pair, public: VerifyingKey { algorithm, public } })
+        let root = |private: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, private);
+        let root = match &pair {
+            KeyPair::Rsa(pair) => pair.as_der().map(|der| root(der.as_ref())),
+            KeyPair::Ec(pair) => pair.private_key().as_be_bytes().map(|scalar| root(scalar.as_ref())),
+        };
+        let root = root.map_err(|_| KeyError::Unsupported)?;
+        Ok(Self { pair, public: VerifyingKey { algorithm, public }, root })
     }
 
     /// The JWS signature of `message` (RFC 7518, sections 3.3 and 3.4), or nothing if the library failed.
@@ -138,6 +160,15 @@ impl VerifyingKey {
         self.public.verify_sig(message, signature).is_ok()
     }
 }
+
+/// The same key: it verifies the same signatures.
+impl PartialEq for VerifyingKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.algorithm == other.algorithm && self.public.as_ref() == other.public.as_ref()
+    }
+}
+
+impl Eq for VerifyingKey {}
 
 impl fmt::Debug for VerifyingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

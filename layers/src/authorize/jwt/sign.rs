@@ -2,16 +2,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use super::{AUDIENCE, ISSUER, LABELS_CLAIM, MAX_DATE, MAX_TOKEN_BYTES, SigningKey};
 
-/// Issues tokens. Clones share the key.
+/// Issues tokens. Clones share the key, which can be replaced while they are at work.
 #[derive(Debug, Clone)]
-pub struct TokenSigner {
-    key: Arc<SigningKey>,
+pub struct TokenSigner(Arc<ArcSwap<Pen>>);
+
+#[derive(Debug)]
+struct Pen {
+    key: SigningKey,
     /// Encoded once: it depends on the key alone.
     header: String,
 }
@@ -20,8 +24,18 @@ impl TokenSigner {
     /// A signer with this key.
     #[must_use]
     pub fn new(key: SigningKey) -> Self {
-        let header = URL_SAFE_NO_PAD.encode(json!({"alg": key.algorithm().name(), "typ": "JWT"}).to_string());
-        Self { key: Arc::new(key), header }
+        Self(Arc::new(ArcSwap::from_pointee(Pen::new(key))))
+    }
+
+    /// Signs with `key` from now on. Give it to the verifiers first.
+    pub fn replace(&self, key: SigningKey) {
+        self.0.store(Arc::new(Pen::new(key)));
+    }
+
+    /// [`SigningKey::derive_secret`] of the key that signs now.
+    #[must_use]
+    pub fn derive_secret(&self, context: &str) -> [u8; 32] {
+        self.0.load().key.derive_secret(context)
     }
 
     /// A token for `subject` that holds from `now` for `lifetime` and binds what is written with it to `labels`.
@@ -48,11 +62,19 @@ impl TokenSigner {
             "exp": expires.as_secs(),
             LABELS_CLAIM: {"labels": labels},
         });
-        let mut token = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(claims.to_string()));
-        let signature = self.key.sign(token.as_bytes()).ok_or(SignError::Key)?;
+        let pen = self.0.load();
+        let mut token = format!("{}.{}", pen.header, URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let signature = pen.key.sign(token.as_bytes()).ok_or(SignError::Key)?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         if token.len() > MAX_TOKEN_BYTES { Err(SignError::TooLong) } else { Ok(token) }
+    }
+}
+
+impl Pen {
+    fn new(key: SigningKey) -> Self {
+        let header = URL_SAFE_NO_PAD.encode(json!({"alg": key.algorithm().name(), "typ": "JWT"}).to_string());
+        Self { key, header }
     }
 }
 

@@ -1,7 +1,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
@@ -10,16 +13,42 @@ use serde::de::{Deserializer, Error as _, IgnoredAny};
 use super::{AUDIENCE, ISSUER, LEEWAY, MAX_DATE, MAX_TOKEN_BYTES, VerifyingKey, json};
 
 /// Checks tokens against a set of keys: more than one while keys are rotated. Without any it refuses every token.
+///
+/// Clones share the keys, which can be replaced while they are at work.
 #[derive(Debug, Clone)]
-pub struct TokenVerifier {
-    keys: Vec<VerifyingKey>,
+pub struct TokenVerifier(Arc<Keys>);
+
+#[derive(Debug)]
+struct Keys {
+    keys: ArcSwap<Vec<VerifyingKey>>,
+    generation: AtomicU64,
 }
 
 impl TokenVerifier {
     /// A verifier that accepts what any of these keys signed.
     #[must_use]
     pub fn new(keys: Vec<VerifyingKey>) -> Self {
-        Self { keys }
+        Self(Arc::new(Keys { keys: ArcSwap::from_pointee(keys), generation: AtomicU64::new(0) }))
+    }
+
+    /// Accepts what any of `keys` signed from now on, and nothing else.
+    pub fn replace(&self, keys: Vec<VerifyingKey>) {
+        self.0.keys.store(Arc::new(keys));
+        // After the keys: what is verified under a generation was verified by its keys or later ones.
+        self.0.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often the keys were replaced. What a token was found to be under another generation says nothing now: a cache of verdicts
+    /// makes this a part of its key, and so forgets those of removed keys.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// The keys in force.
+    #[must_use]
+    pub fn keys(&self) -> Arc<Vec<VerifyingKey>> {
+        self.0.keys.load_full()
     }
 
     /// What the token says, if one of the keys signed it and it holds at `now`, give or take [`LEEWAY`](super::LEEWAY).
@@ -41,7 +70,8 @@ impl TokenVerifier {
         if header.crit {
             return Err(TokenError::Critical);
         }
-        let mut keys = self.keys.iter().filter(|key| key.algorithm().name() == header.alg).peekable();
+        let keys = self.0.keys.load();
+        let mut keys = keys.iter().filter(|key| key.algorithm().name() == header.alg).peekable();
         if keys.peek().is_none() {
             return Err(TokenError::Algorithm);
         }
