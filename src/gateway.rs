@@ -60,6 +60,7 @@ impl Gateway {
         let readiness = Readiness::default();
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
+        config.keys.follow(&mut followers, &metrics.keys);
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
             public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics),
@@ -121,13 +122,14 @@ pub fn warn_about(config: &Config) {
     if config.authorizer == Authorizer::AcceptAny {
         tracing::warn!("--insecure-accept-any-token: anyone gets in as any cluster");
     }
-    if !config.key_is_shared {
+    if !config.keys.is_shared() {
         tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
     }
 }
 
-/// Reads the rules again and puts them in force; on a fault the old ones stay.
+/// Reads rules and keys again and puts them in force; on a fault the old ones stay.
 pub fn reload(config: &Config) {
+    config.keys.ask_to_reload();
     match config.rule_sources.read() {
         Ok(rules) => {
             config.rules.replace(rules);

@@ -124,7 +124,7 @@ pub fn authorize<B: RequestBody>(
 ) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(
-        config.signer.clone(),
+        config.keys.signer().clone(),
         config.token_lifetime,
         config.partition_label.clone(),
         config.required_labels.clone(),
@@ -238,7 +238,9 @@ pub fn authorizer_circuit(metrics: &'static Metrics) -> Circuit {
 
 /// Verifies tokens of ours, each once.
 fn token_authorizer(config: &Config, metrics: &'static Metrics, handler: Handler) -> Authorizing<Secret> {
-    let verify = TokenAuthorizer::new(config.verifier.clone(), config.partition_label.as_str());
+    let verifier = config.keys.verifier().clone();
+    let verify = TokenAuthorizer::new(verifier.clone(), config.partition_label.as_str());
+    let verify = verify.map_request(|(_generation, token): (u64, Secret)| token);
     let cache = CacheLayer::new(CacheConfig {
         // To verify one again would not renew it.
         grant_life: config.token_lifetime,
@@ -248,7 +250,9 @@ fn token_authorizer(config: &Config, metrics: &'static Metrics, handler: Handler
         ..config.authorizations.clone()
     });
     metrics.cache("tokens", cache.handle());
-    BoxCloneSyncService::new(cache.observed_by(handler).layer(verify).map_response(|identity: Arc<Identity>| {
+    // Kept for the keys it was verified with: what others said of it does not count.
+    let cached = cache.observed_by(handler).layer(verify).map_request(move |token| (verifier.generation(), token));
+    BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
         tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
         identity
     }))

@@ -18,7 +18,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 use tokio::{
-    sync::Notify,
+    sync::{Mutex, Notify},
     time::{sleep, timeout},
 };
 
@@ -118,6 +118,32 @@ impl Files {
             tracing::warn!(%error, "the system does not tell of changed files; they are looked at every {seconds} seconds");
         }
         watcher.ok()
+    }
+}
+
+/// Files that are read again when they change, or when somebody asks for it. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Followed(Arc<(Mutex<Files>, Notify)>);
+
+impl Followed {
+    /// Looks at the files as they are now: make this before reading them.
+    pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Followed(Arc::new((Mutex::new(Files::new(paths)), Notify::new())))
+    }
+
+    /// Ends a wait, be it the next one.
+    pub fn ask(&self) {
+        self.0.1.notify_one();
+    }
+
+    /// Waits until a file's contents have [changed](Files::changed), or until [asked](Self::ask). One waits at a time.
+    pub async fn due(&self) {
+        let (files, asked) = &*self.0;
+        let mut files = files.lock().await;
+        tokio::select! {
+            () = files.changed() => {}
+            () = asked.notified() => {}
+        }
     }
 }
 

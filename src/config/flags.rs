@@ -46,10 +46,10 @@ pub struct Flags {
     /// Take any token of any cluster instead of asking an authorizer. For tests only.
     #[arg(long, help_heading = "Identity")]
     pub insecure_accept_any_token: bool,
-    /// Private key that signs the issued tokens, PEM or DER: PKCS#1, PKCS#8 or SEC1; RSA, P-256, P-384 or P-521 [default: a
-    /// generated P-256 key, so that tokens end with this process].
+    /// Private key that signs the issued tokens, PEM or DER: PKCS#1, PKCS#8 or SEC1; RSA, P-256, P-384 or P-521; repeatable: the
+    /// first signs, all verify; read again when it changes [default: a generated P-256 key, so that tokens end with this process].
     #[arg(long, value_name = "FILE", help_heading = "Identity")]
-    pub shared_key: Option<String>,
+    pub shared_key: Vec<String>,
     /// Life of an issued token [default: 86400].
     #[arg(long, value_name = "SECONDS", help_heading = "Identity")]
     pub token_expire_seconds: Option<String>,

@@ -22,10 +22,7 @@ use std::{
 use clap::Parser;
 use http::{HeaderValue, Uri};
 use infogw_layers::{
-    authorize::{
-        cache::CacheConfig,
-        jwt::{SigningKey, TokenSigner, TokenVerifier},
-    },
+    authorize::cache::CacheConfig,
     decode::DecodeLimits,
     enforce::{ClusterLabelCheck, selector::Selector},
 };
@@ -37,6 +34,8 @@ use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
 pub use stores::{MemcachedServers, StoreFlags, Stores};
 pub use tls::{TlsConfig, TlsFlags};
+
+use crate::keys::Keyring;
 
 /// Most series in a request whatever the flags say: payloads count in 32 bits.
 const MOST_SERIES: usize = 1 << 22;
@@ -65,12 +64,8 @@ pub struct Config {
     pub authorizer: Authorizer,
     /// How what it says is kept.
     pub authorizations: CacheConfig,
-    /// Signs the tokens that `/authorize` issues.
-    pub signer: TokenSigner,
-    /// Verifies them at `/upload`.
-    pub verifier: TokenVerifier,
-    /// The key was given, not generated.
-    pub key_is_shared: bool,
+    /// Sign the tokens that `/authorize` issues, and verify them at `/upload`.
+    pub keys: Keyring,
     /// Life of an issued token.
     pub token_lifetime: Duration,
     /// Put into issued tokens besides the cluster's id.
@@ -155,15 +150,8 @@ impl Config {
         let Some(forward_url) = given(flags.forward_url) else {
             return wrong!("--forward-url is required: the URL of the receive endpoint");
         };
-        let key_file = given(flags.shared_key);
-        let key = match &key_file {
-            None => SigningKey::generate(),
-            Some(path) => {
-                let key = std::fs::read(path).map_err(|error| ConfigError(format!("--shared-key: {path}: {error}")))?;
-                SigningKey::from_pem_or_der(&key)
-            }
-        };
-        let key = key.map_err(|error| ConfigError(format!("--shared-key: {error}")))?;
+        let key_files = flags.shared_key.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+        let keys = Keyring::new(key_files).map_err(|error| ConfigError(format!("--shared-key: {error}")))?;
         let token_lifetime = number("--token-expire-seconds", flags.token_expire_seconds, 86_400)? as u64;
         if token_lifetime == 0 || token_lifetime > 10 * 365 * 86_400 {
             return wrong!("--token-expire-seconds: a token lives 1 second to 10 years");
@@ -254,9 +242,7 @@ impl Config {
             tls,
             authorizer,
             authorizations: flags.authorization.parse()?,
-            verifier: TokenVerifier::new(vec![key.verifying_key()]),
-            signer: TokenSigner::new(key),
-            key_is_shared: key_file.is_some(),
+            keys,
             token_lifetime: Duration::from_secs(token_lifetime),
             required_labels,
             partition_label,

@@ -1,6 +1,7 @@
 //! What the gateway counts, under the names that telemeter-server's dashboards and alerts query.
 
 mod authorization;
+pub mod keys;
 mod sampled;
 mod stores;
 pub mod tls;
@@ -22,7 +23,7 @@ use prometheus::{
 };
 
 pub use self::stores::{StoreMetrics, StoreObserver};
-use self::{authorization::AuthorizationMetrics, tls::TlsMetrics};
+use self::{authorization::AuthorizationMetrics, keys::KeyMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -53,6 +54,8 @@ pub struct Metrics {
     pub stores: StoreMetrics,
     /// TLS of listeners and clients.
     pub tls: TlsMetrics,
+    /// The keys of our tokens.
+    pub keys: KeyMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -159,6 +162,7 @@ impl Metrics {
             ),
             stores: StoreMetrics::new(&registry)?,
             tls: TlsMetrics::new(&registry)?,
+            keys: KeyMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;

@@ -1,0 +1,163 @@
+//! The keys of our tokens: the first one signs, all of them verify.
+//!
+//! A key is rotated without an outage by giving the next one as second (`--shared-key A --shared-key B`), then putting it first, and
+//! leaving the old one out once its last token has expired. That may be done in the files, too: they are read again when they change
+//! and on SIGHUP.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use infogw_layers::authorize::jwt::{KeyError, SigningKey, TokenSigner, TokenVerifier, VerifyingKey};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::{admin::metrics::keys::KeyMetrics, watch::Followed};
+
+/// The keys in force. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Keyring {
+    files: Arc<[PathBuf]>,
+    followed: Followed,
+    signer: TokenSigner,
+    verifier: TokenVerifier,
+}
+
+/// Why there are no keys, or no new ones: one line, which never holds any of a key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// A file cannot be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A file holds no key that can sign.
+    #[error("{}: {error}", path.display())]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: KeyError,
+    },
+    /// No file was given, and none could be generated.
+    #[error("{0}")]
+    Generation(KeyError),
+}
+
+impl Keyring {
+    /// The keys in `files`, one in each; without files a generated one.
+    ///
+    /// # Errors
+    /// The first file that cannot be read or holds no key.
+    pub fn new(files: Vec<PathBuf>) -> Result<Self, KeyringError> {
+        // Before they are read, so that what changes meanwhile is told.
+        let followed = Followed::new(&files);
+        let (first, all) = if files.is_empty() {
+            let key = SigningKey::generate().map_err(KeyringError::Generation)?;
+            let public = key.verifying_key();
+            (key, vec![public])
+        } else {
+            read(&files)?
+        };
+        Ok(Keyring {
+            files: files.into(),
+            followed,
+            signer: TokenSigner::new(first),
+            verifier: TokenVerifier::new(all),
+        })
+    }
+
+    /// Signs with the first key.
+    pub fn signer(&self) -> &TokenSigner {
+        &self.signer
+    }
+
+    /// Verifies with all keys.
+    pub fn verifier(&self) -> &TokenVerifier {
+        &self.verifier
+    }
+
+    /// A secret that every replica with the same first key has: see [`SigningKey::derive_secret`].
+    pub fn derive_secret(&self, context: &str) -> [u8; 32] {
+        self.signer.derive_secret(context)
+    }
+
+    /// Whether the keys were given, so that other replicas have them, too.
+    pub fn is_shared(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    /// How many keys there are. One that was given twice counts once.
+    pub fn len(&self) -> usize {
+        self.verifier.keys().len()
+    }
+
+    /// Whether there are none: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Follows the files in one of `tasks`: new keys are put in force, broken ones are logged and the old ones stay.
+    pub fn follow(&self, tasks: &mut JoinSet<()>, metrics: &'static KeyMetrics) {
+        metrics.count(self.len());
+        if !self.is_shared() {
+            return;
+        }
+        let keyring = self.clone();
+        tasks.spawn(async move {
+            loop {
+                keyring.followed.due().await;
+                let reading = keyring.clone();
+                // It fails when the runtime ends.
+                let Ok(reloaded) = spawn_blocking(move || reading.reload()).await else { return };
+                match &reloaded {
+                    Ok(true) => tracing::info!(keys = keyring.len(), "reloaded the shared keys"),
+                    Ok(false) => tracing::debug!("the shared keys are the same as before"),
+                    Err(error) => tracing::error!(%error, "the shared keys were not reloaded; the old ones stay"),
+                }
+                metrics.reloaded(&reloaded);
+                metrics.count(keyring.len());
+            }
+        });
+    }
+
+    /// Has the files read again by whoever [follows](Self::follow) them.
+    pub fn ask_to_reload(&self) {
+        self.followed.ask();
+    }
+
+    /// Reads the files again and puts what they hold in force. Returns whether that is anything new.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new). The old keys stay.
+    pub fn reload(&self) -> Result<bool, KeyringError> {
+        if !self.is_shared() {
+            return Ok(false);
+        }
+        let (first, all) = read(&self.files)?;
+        if *self.verifier.keys() == all {
+            return Ok(false);
+        }
+        // The verifier first: nobody gets a token that is not taken.
+        self.verifier.replace(all);
+        self.signer.replace(first);
+        Ok(true)
+    }
+}
+
+/// The first key, and the public halves of all, each once.
+fn read(files: &[PathBuf]) -> Result<(SigningKey, Vec<VerifyingKey>), KeyringError> {
+    let (mut first, mut all) = (None, Vec::new());
+    for path in files {
+        let data = std::fs::read(path).map_err(|error| KeyringError::File { path: path.clone(), error })?;
+        let key = SigningKey::from_pem_or_der(&data);
+        let key = key.map_err(|error| KeyringError::Key { path: path.clone(), error })?;
+        let public = key.verifying_key();
+        if !all.contains(&public) {
+            all.push(public);
+        }
+        first.get_or_insert(key);
+    }
+    let first = first.ok_or(KeyringError::Generation(KeyError::Missing))?;
+    Ok((first, all))
+}
