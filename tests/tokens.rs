@@ -183,6 +183,137 @@ async fn a_verified_token_is_remembered_until_it_expires() {
     .await;
 }
 
+/// A, then A and B, B and A, B alone: through its files, while the gateway runs. What it issues is verified elsewhere at each step, and
+/// what is signed elsewhere is accepted there as long as its key is one of them.
+#[tokio::test]
+async fn keys_are_rotated_in_their_files() {
+    let [a, b] = [Pair::new(), Pair::new()];
+    let [first, second] = [file(&a.private), file(&a.private)];
+    let [first_path, second_path] = [&first, &second].map(|file| file.path().to_str().unwrap().to_owned());
+    let flags = ["--shared-key", &first_path, "--shared-key=", "--shared-key", &second_path, "--ratelimit=0"];
+    let world = World::with(&flags).await;
+    let [by_a, by_b] = [a.signed(&claims()), b.signed(&claims())];
+    let accepted = async |token: &str| upload(&world, token).await.expect_status(200);
+    let refused_now = async |token: &str| refused(&upload(&world, token).await, "signature");
+    let keys = async |count: u64, reloads: u64| {
+        support::eventually("new keys", async || {
+            let found = metrics(&world).await;
+            let found = (found("infogw_token_keys"), found(r#"infogw_token_key_reloads_total{result="success"}"#));
+            // Two files that change one after the other may be seen twice.
+            support::ensure(found.0 == count && found.1 >= reloads, || format!("{found:?}"))
+        })
+        .await;
+    };
+
+    keys(1, 0).await;
+    let first_token = world.token("c1").await;
+    assert!(a.verifies(&first_token) && !b.verifies(&first_token));
+    accepted(&first_token).await;
+    accepted(&by_a).await;
+    refused_now(&by_b).await;
+
+    std::fs::write(&second_path, &b.private).unwrap();
+    keys(2, 1).await;
+    let second_token = world.token("c1").await;
+    assert!(a.verifies(&second_token));
+    for token in [&first_token, &by_a, &second_token, &by_b] {
+        accepted(token).await;
+    }
+
+    std::fs::write(&first_path, &b.private).unwrap();
+    std::fs::write(&second_path, &a.private).unwrap();
+    keys(2, 2).await;
+    let third_token = world.token("c1").await;
+    assert!(b.verifies(&third_token) && !a.verifies(&third_token));
+    for token in [&first_token, &by_a, &second_token, &by_b, &third_token] {
+        accepted(token).await;
+    }
+
+    // A broken file changes nothing.
+    std::fs::write(&second_path, "-----BEGIN PRIVATE KEY-----\nno").unwrap();
+    let logged = world.gateway.wait_for_log("the shared keys were not reloaded").await;
+    assert!(logged.starts_with("level=error") && logged.contains("the old ones stay"), "{logged}");
+    assert!(logged.contains(&second_path) && logged.contains("holds no private key"), "{logged}");
+    accepted(&by_a).await;
+    assert_eq!((metrics(&world).await)(r#"infogw_token_key_reloads_total{result="error"}"#), 1);
+
+    // Tokens of a key that was removed end with it, also those that were verified before.
+    std::fs::write(&second_path, &b.private).unwrap();
+    keys(1, 3).await;
+    for token in [&first_token, &by_a, &second_token] {
+        refused_now(token).await;
+    }
+    for token in [&by_b, &third_token, &world.token("c1").await] {
+        accepted(token).await;
+    }
+}
+
+#[tokio::test]
+async fn sighup_reads_the_keys_again() {
+    let [a, b] = [Pair::new(), Pair::new()];
+    // A link to elsewhere: the system tells nothing of it.
+    let (here, elsewhere) = (tempfile::tempdir().unwrap(), file(&a.private));
+    let path = here.path().join("key.pem");
+    std::os::unix::fs::symlink(elsewhere.path(), &path).unwrap();
+    let world = World::with(&["--shared-key", path.to_str().unwrap()]).await;
+    std::fs::write(elsewhere.path(), &b.private).unwrap();
+    let told = std::time::Instant::now();
+    world.gateway.signal("HUP").await;
+    world.gateway.wait_for_log("msg=\"reloaded the shared keys\" keys=1").await;
+    assert!(told.elapsed() < std::time::Duration::from_secs(10), "not by the signal");
+    assert!(b.verifies(&world.token("c1").await));
+}
+
+#[tokio::test]
+async fn without_a_key_there_is_one_that_stays() {
+    let world = World::with(&["--ratelimit=0"]).await;
+    let token = world.token("c1").await;
+    world.gateway.signal("HUP").await;
+    world.gateway.wait_for_log("reloaded the label rules").await;
+    upload(&world, &token).await.expect_status(200);
+    assert_eq!((metrics(&world).await)("infogw_token_keys"), 1);
+}
+
+/// A key as another implementation has it.
+struct Pair {
+    private: String,
+    public: String,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        Pair { private: pair.serialize_pem(), public: pair.public_key_pem() }
+    }
+
+    fn signed(&self, claims: &Value) -> String {
+        let key = EncodingKey::from_ec_pem(self.private.as_bytes()).unwrap();
+        encode(&Header::new(Algorithm::ES256), claims, &key).unwrap()
+    }
+
+    fn verifies(&self, token: &str) -> bool {
+        let mut validation = jsonwebtoken::Validation::new(Algorithm::ES256);
+        validation.set_audience(&["telemeter-client"]);
+        let public = jsonwebtoken::DecodingKey::from_ec_pem(self.public.as_bytes()).unwrap();
+        decode::<Value>(token, &public, &validation).is_ok()
+    }
+}
+
+/// Reads one series of the metrics as they are now.
+async fn metrics(world: &World) -> impl Fn(&str) -> u64 + use<> {
+    let text = support::http::get(&world.gateway.internal("/metrics")).await.text().to_owned();
+    move |series| {
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series} in {text}"))
+    }
+}
+
+fn file(content: &str) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), content).unwrap();
+    file
+}
+
 /// A file with the P-256 key.
 fn key() -> NamedTempFile {
     let key = NamedTempFile::new().unwrap();
