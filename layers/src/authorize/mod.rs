@@ -30,6 +30,8 @@
 pub mod cache;
 #[cfg(feature = "certificate")]
 pub mod certificate;
+#[cfg(feature = "client-info")]
+pub mod client_info;
 mod credential;
 mod identity;
 #[cfg(feature = "jwt")]
