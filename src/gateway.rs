@@ -61,6 +61,9 @@ impl Gateway {
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
         config.keys.follow(&mut followers, &metrics.keys);
+        if let Some(client_info) = &config.client_info {
+            client_info.follow(&mut followers, &metrics.identity);
+        }
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
             public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics),
@@ -122,7 +125,11 @@ pub fn warn_about(config: &Config) {
     if config.authorizer == Authorizer::AcceptAny {
         tracing::warn!("--insecure-accept-any-token: anyone gets in as any cluster");
     }
-    if !config.keys.is_shared() {
+    if config.authorizer == Authorizer::Nobody {
+        tracing::info!(
+            "no --authorize: client certificates alone say which cluster it is, and /authorize issues no tokens"
+        );
+    } else if !config.keys.is_shared() {
         tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
     }
 }
@@ -130,6 +137,9 @@ pub fn warn_about(config: &Config) {
 /// Reads rules and keys again and puts them in force; on a fault the old ones stay.
 pub fn reload(config: &Config) {
     config.keys.ask_to_reload();
+    if let Some(client_info) = &config.client_info {
+        client_info.ask_to_reload();
+    }
     match config.rule_sources.read() {
         Ok(rules) => {
             config.rules.replace(rules);

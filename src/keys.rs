@@ -7,7 +7,7 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use infogw_layers::authorize::jwt::{KeyError, SigningKey, TokenSigner, TokenVerifier, VerifyingKey};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 use crate::{admin::metrics::keys::KeyMetrics, watch::Followed};
 
@@ -103,22 +103,17 @@ impl Keyring {
         if !self.is_shared() {
             return;
         }
-        let keyring = self.clone();
-        tasks.spawn(async move {
-            loop {
-                keyring.followed.due().await;
-                let reading = keyring.clone();
-                // It fails when the runtime ends.
-                let Ok(reloaded) = spawn_blocking(move || reading.reload()).await else { return };
-                match &reloaded {
-                    Ok(true) => tracing::info!(keys = keyring.len(), "reloaded the shared keys"),
-                    Ok(false) => tracing::debug!("the shared keys are the same as before"),
-                    Err(error) => tracing::error!(%error, "the shared keys were not reloaded; the old ones stay"),
-                }
-                metrics.reloaded(&reloaded);
-                metrics.count(keyring.len());
+        let (reading, keyring) = (self.clone(), self.clone());
+        let tell = move |reloaded: Result<bool, KeyringError>| {
+            match &reloaded {
+                Ok(true) => tracing::info!(keys = keyring.len(), "reloaded the shared keys"),
+                Ok(false) => tracing::debug!("the shared keys are the same as before"),
+                Err(error) => tracing::error!(%error, "the shared keys were not reloaded; the old ones stay"),
             }
-        });
+            metrics.reloaded(&reloaded);
+            metrics.count(keyring.len());
+        };
+        self.followed.follow(tasks, move || reading.reload(), tell);
     }
 
     /// Has the files read again by whoever [follows](Self::follow) them.

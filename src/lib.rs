@@ -36,6 +36,7 @@ pub mod config;
 pub mod dev;
 pub mod forward;
 pub mod gateway;
+pub mod identity;
 pub mod keys;
 pub mod log;
 pub mod registration;

@@ -10,7 +10,7 @@ use http_body::Body;
 use http_body_util::{Either, Full};
 use infogw_layers::{
     authorize::{
-        AuthorizeLayer, BearerToken, ClusterCredential, CompositeToken, CredentialSource, Identity, Secret,
+        AuthorizeLayer, BearerToken, ClusterCredential, Identity, Secret,
         cache::{CacheConfig, CacheLayer},
         single_flight::SingleFlightLayer,
         token::TokenAuthorizer,
@@ -44,6 +44,7 @@ use crate::{
     client::Clients,
     config::{Authorizer, Config},
     forward::{Forward, Success},
+    identity::{Sender, SenderAuthorizer, SenderSource},
     registration::{IssueToken, RegistrationCredential, RegistrationDecoder},
 };
 
@@ -99,8 +100,8 @@ pub fn receive<B: RequestBody>(
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is checked against an identity, and before the body costs memory and time.
         .layer(AuthorizeLayer::new(
-            TenantLogged::new(config),
-            cluster_authorizer(config, metrics, clients, authorizer, handler),
+            SenderSource::new(config),
+            sender_authorizer(config, metrics, clients, authorizer, handler),
         ))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
@@ -258,22 +259,21 @@ fn token_authorizer(config: &Config, metrics: &'static Metrics, handler: Handler
     }))
 }
 
-/// Asks the registrations about cluster credentials, and keeps what they say. What a cluster may write for others is looked up each
-/// time, so that a reload counts at once.
-fn cluster_authorizer(
+/// Takes verified certificates at their word, asks the registrations about cluster credentials, and keeps what they say. What a
+/// cluster may write for others is looked up each time, so that a reload counts at once.
+fn sender_authorizer(
     config: &Config,
     metrics: &'static Metrics,
     clients: &Clients,
     circuit: &Circuit,
     handler: Handler,
-) -> Authorizing<ClusterCredential> {
+) -> Authorizing<Sender> {
     let asking = registrations(config, metrics, clients, circuit, false);
     let cache = CacheLayer::new(config.authorizations.clone());
     metrics.cache("authorizer", cache.handle());
+    let authorizer = SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity);
     let rules = config.rules.clone();
-    BoxCloneSyncService::new(
-        cache.observed_by(handler).layer(asking).map_response(move |identity| rules.delegate(identity)),
-    )
+    BoxCloneSyncService::new(authorizer.map_response(move |identity| rules.delegate(identity)))
 }
 
 /// The authorizer that flags name.
@@ -288,6 +288,12 @@ fn registrations(
         Authorizer::AcceptAny => BoxCloneSyncService::new(service_fn(async |credential: ClusterCredential| {
             let cluster = credential.cluster().clone();
             Ok(Arc::new(Identity { account: Some(cluster.as_str().into()), ..Identity::of(cluster) }))
+        })),
+        Authorizer::Nobody => BoxCloneSyncService::new(service_fn(async |_| {
+            Err(Rejection::new(
+                Reason::ClientInfo,
+                "no tokens are taken or issued here: show a client certificate and send remote write to /metrics/v1/receive",
+            ))
         })),
         Authorizer::Registrations(uri) => {
             let client = ServiceBuilder::new()
@@ -306,33 +312,6 @@ fn registrations(
                 .service(tollbooth);
             BoxCloneSyncService::new(patient)
         }
-    }
-}
-
-/// The composite token, whose tenant is logged on the way (`--tenant-key`).
-#[derive(Debug, Clone)]
-struct TenantLogged {
-    key: Option<Arc<str>>,
-}
-
-impl TenantLogged {
-    fn new(config: &Config) -> Self {
-        TenantLogged { key: config.tenant_key.as_deref().map(Arc::from) }
-    }
-}
-
-impl<B> CredentialSource<B> for TenantLogged {
-    type Credential = ClusterCredential;
-
-    fn credential(&self, request: &Request<B>) -> Result<ClusterCredential, Rejection> {
-        let credential = CompositeToken.credential(request)?;
-        if let Some(key) = &self.key
-            && tracing::enabled!(tracing::Level::DEBUG)
-        {
-            let tenant = credential.field(key).unwrap_or_default();
-            tracing::debug!(tenant, cluster = credential.cluster().as_str(), "receive request");
-        }
-        Ok(credential)
     }
 }
 

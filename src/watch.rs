@@ -18,7 +18,8 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 use tokio::{
-    sync::{Mutex, Notify},
+    sync::Notify,
+    task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
 
@@ -106,7 +107,7 @@ impl Files {
 
     async fn look(&self) -> Contents {
         let (paths, key) = (Arc::clone(&self.paths), self.key.clone());
-        let looked = tokio::task::spawn_blocking(move || contents(&paths, &key)).await;
+        let looked = spawn_blocking(move || contents(&paths, &key)).await;
         // The runtime is ending.
         looked.unwrap_or_else(|_| self.seen.clone())
     }
@@ -121,29 +122,45 @@ impl Files {
     }
 }
 
-/// Files that are read again when they change, or when somebody asks for it. Clones share them.
+/// Files that are read again when they change, or when somebody asks for it.
 #[derive(Debug, Clone)]
-pub struct Followed(Arc<(Mutex<Files>, Notify)>);
+pub struct Followed {
+    files: Files,
+    asked: Arc<Notify>,
+}
 
 impl Followed {
     /// Looks at the files as they are now: make this before reading them.
     pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        Followed(Arc::new((Mutex::new(Files::new(paths)), Notify::new())))
+        Followed { files: Files::new(paths), asked: Arc::default() }
     }
 
-    /// Ends a wait, be it the next one.
+    /// Has them read by whoever [follows](Self::follow) them, even if nothing has changed.
     pub fn ask(&self) {
-        self.0.1.notify_one();
+        self.asked.notify_one();
     }
 
-    /// Waits until a file's contents have [changed](Files::changed), or until [asked](Self::ask). One waits at a time.
-    pub async fn due(&self) {
-        let (files, asked) = &*self.0;
-        let mut files = files.lock().await;
-        tokio::select! {
-            () = files.changed() => {}
-            () = asked.notified() => {}
-        }
+    /// Calls `read` each time, which may wait for the disk, and tells what came of it, in one of `tasks`. One of the clones has to.
+    pub fn follow<R: Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        read: impl Fn() -> R + Clone + Send + 'static,
+        tell: impl Fn(R) + Send + 'static,
+    ) {
+        let Followed { mut files, asked } = self.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = files.changed() => {}
+                    () = asked.notified() => {}
+                }
+                match spawn_blocking(read.clone()).await {
+                    Ok(result) => tell(result),
+                    // The runtime is ending.
+                    Err(_) => return,
+                }
+            }
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{AuthorizationFlags, StoreFlags, TlsFlags};
+use super::{AuthorizationFlags, ClientInfoFlags, StoreFlags, TlsFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -56,6 +56,9 @@ pub struct Flags {
     /// Label that carries the cluster id [default: _id].
     #[arg(long, value_name = "NAME", help_heading = "Identity")]
     pub partition_label: Option<String>,
+    /// Identity from client certificates.
+    #[command(flatten)]
+    pub client_info: ClientInfoFlags,
     /// Key in the composite token whose value names the tenant in logs.
     #[arg(long, value_name = "KEY", help_heading = "Identity")]
     pub tenant_key: Option<String>,

@@ -1,6 +1,7 @@
 //! Flags to a [`Config`] in which nothing can be invalid any more.
 
 mod authorization;
+mod client_info;
 mod delegations;
 pub mod duration;
 mod flags;
@@ -28,6 +29,7 @@ use infogw_layers::{
 };
 
 pub use authorization::AuthorizationFlags;
+pub use client_info::{ClientInfoFile, ClientInfoFlags};
 pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
 use rules::Relabel;
@@ -64,6 +66,8 @@ pub struct Config {
     pub authorizer: Authorizer,
     /// How what it says is kept.
     pub authorizations: CacheConfig,
+    /// Whom a balancer says that it speaks for.
+    pub client_info: Option<ClientInfoFile>,
     /// Sign the tokens that `/authorize` issues, and verify them at `/upload`.
     pub keys: Keyring,
     /// Life of an issued token.
@@ -105,8 +109,10 @@ pub struct Config {
 pub enum Authorizer {
     /// UHC's cluster registrations.
     Registrations(Uri),
-    /// Nobody: `--insecure-accept-any-token`.
+    /// Anyone is taken for whom they say: `--insecure-accept-any-token`.
     AcceptAny,
+    /// Tokens are not taken: client certificates or a balancer's headers say which cluster it is.
+    Nobody,
 }
 
 impl Authorizer {
@@ -114,7 +120,7 @@ impl Authorizer {
     pub fn url(&self) -> Option<&Uri> {
         match self {
             Authorizer::Registrations(url) => Some(url),
-            Authorizer::AcceptAny => None,
+            Authorizer::AcceptAny | Authorizer::Nobody => None,
         }
     }
 }
@@ -143,10 +149,17 @@ impl Config {
             (Some(_), true) => {
                 return wrong!("--authorize and --insecure-accept-any-token exclude each other; give one of them");
             }
+            (None, false) if is_given(&flags.tls.tls_ca_crt) || is_given(&flags.client_info.client_info_data_file) => {
+                Authorizer::Nobody
+            }
             (None, false) => {
-                return wrong!("--authorize is required: the URL of the cluster registrations");
+                return wrong!(
+                    "--authorize is required: the URL of the cluster registrations; or --tls-ca-crt or --client-info-data-file, where \
+                     client certificates say which cluster it is"
+                );
             }
         };
+        let (client_info, receive_label) = flags.client_info.read(&authorizer, &partition_label)?;
         let Some(forward_url) = given(flags.forward_url) else {
             return wrong!("--forward-url is required: the URL of the receive endpoint");
         };
@@ -191,7 +204,7 @@ impl Config {
             labels,
             label_name: bytes("--limit-receive-label-name-bytes", flags.limit_receive_label_name_bytes, 0)?,
             label_value: bytes("--limit-receive-label-value-bytes", flags.limit_receive_label_value_bytes, 0)?,
-            unrepeatable: vec![partition_label.as_str().into()],
+            unrepeatable: vec![receive_label.as_str().into()],
         };
         let in_flight = number("--limit-in-flight", flags.limit_in_flight, 1024)?;
         let Some(in_flight) = NonZeroUsize::new(in_flight).filter(|n| n.get() <= 1 << 20) else {
@@ -212,7 +225,7 @@ impl Config {
             receive: relabel(
                 ("--receive-label", &flags.receive_label),
                 ("--receive-elide-label", flags.receive_elide_label),
-                &partition_label,
+                &receive_label,
             )?,
             check: match given(flags.cluster_label_check).as_deref() {
                 None | Some("enforce") => ClusterLabelCheck::Enforce,
@@ -222,6 +235,7 @@ impl Config {
             },
             delegations_file: given(flags.cluster_delegations_file).map(PathBuf::from),
             partition_label: partition_label.clone(),
+            receive_label,
         };
         let tenant = given(flags.tenant_id).unwrap_or_else(|| "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43".to_owned());
         let listen = addresses("--listen", given(flags.listen), "0.0.0.0:9003")?;
@@ -242,6 +256,7 @@ impl Config {
             tls,
             authorizer,
             authorizations: flags.authorization.parse()?,
+            client_info,
             keys,
             token_lifetime: Duration::from_secs(token_lifetime),
             required_labels,
@@ -274,6 +289,11 @@ impl Config {
 /// Empty means unset.
 fn given(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
+}
+
+/// Empty means unset here, too.
+fn is_given(value: &Option<String>) -> bool {
+    value.as_ref().is_some_and(|value| !value.is_empty())
 }
 
 /// 0 is unlimited.

@@ -22,7 +22,10 @@ use super::{ConfigError, Delegations};
 /// Where the label rules come from.
 #[derive(Debug, Clone)]
 pub struct RuleSources {
+    /// The label that carries the cluster's id in uploads.
     pub(super) partition_label: String,
+    /// The same for `/metrics/v1/receive`; another one only where no token names a cluster.
+    pub(super) receive_label: String,
     pub(super) whitelist: Vec<Selector>,
     pub(super) whitelist_files: Vec<PathBuf>,
     pub(super) upload: Relabel,
@@ -77,8 +80,8 @@ impl RuleSources {
         let allowlist = SelectorSet::new(selectors);
         let allowlist = allowlist.map_err(|error| ConfigError(format!("{}: {error}", self.allowlist_flags())))?;
         let allowlist = Arc::new(allowlist);
-        let policy = |relabel: &Relabel| {
-            LabelPolicy::new(self.partition_label.as_str())
+        let policy = |cluster_label: &str, relabel: &Relabel| {
+            LabelPolicy::new(cluster_label)
                 .allowlist(Arc::clone(&allowlist))
                 .set(relabel.set.iter().map(|(k, v)| (k.as_str(), v.as_str())))
                 .elide(relabel.elide.iter().map(String::as_str))
@@ -91,8 +94,8 @@ impl RuleSources {
             }
         };
         Ok(Rules {
-            upload: policy(&self.upload).on_offence(OnOffence::RefuseRequest),
-            receive: policy(&self.receive).on_offence(OnOffence::RefuseSeries).check(self.check),
+            upload: policy(&self.partition_label, &self.upload).on_offence(OnOffence::RefuseRequest),
+            receive: policy(&self.receive_label, &self.receive).on_offence(OnOffence::RefuseSeries).check(self.check),
             delegations,
             selectors: allowlist.len(),
         })

@@ -1,6 +1,7 @@
 //! What the gateway counts, under the names that telemeter-server's dashboards and alerts query.
 
 mod authorization;
+pub mod identity;
 pub mod keys;
 mod sampled;
 mod stores;
@@ -23,7 +24,7 @@ use prometheus::{
 };
 
 pub use self::stores::{StoreMetrics, StoreObserver};
-use self::{authorization::AuthorizationMetrics, keys::KeyMetrics, tls::TlsMetrics};
+use self::{authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -54,6 +55,8 @@ pub struct Metrics {
     pub stores: StoreMetrics,
     /// TLS of listeners and clients.
     pub tls: TlsMetrics,
+    /// Who said who it was.
+    pub identity: IdentityMetrics,
     /// The keys of our tokens.
     pub keys: KeyMetrics,
 }
@@ -162,6 +165,7 @@ impl Metrics {
             ),
             stores: StoreMetrics::new(&registry)?,
             tls: TlsMetrics::new(&registry)?,
+            identity: IdentityMetrics::new(&registry)?,
             keys: KeyMetrics::new(&registry)?,
             registry: registry.clone(),
         };
