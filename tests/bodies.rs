@@ -217,7 +217,7 @@ async fn the_valid_rest_is_written_and_the_first_offender_named() {
     let offered: Vec<_> =
         (1..=500).map(|index| series(&[("__name__", "up"), ("_id", owner(index))], &[(f64::from(index), 1)])).collect();
     let reply = world.receive("c1", offered.clone()).await.expect_status(400);
-    let says = "series 17 `up`: label `_id` is `c2`, this token writes `c1`; 3 of 500 series refused";
+    let says = "series 17 `up`: label `_id` is `c2`, this sender writes `c1`; 3 of 500 series refused";
     assert_eq!(reply.reason(), says);
     let rest: Vec<_> = offered.into_iter().filter(|series| series.labels[1].value == "c1").collect();
     assert_eq!(world.forwarded().request().timeseries, rest);

@@ -145,13 +145,13 @@ async fn upload() {
         row(
             "a series without the cluster label",
             400,
-            "series 2 `also`: label `_id` is missing, this token writes `{C}`; 1 of 2 series refused",
+            "series 2 `also`: label `_id` is missing, this sender writes `{C}`; 1 of 2 series refused",
         )
         .sent(|sent| sent.lines(&[("up", "{C}"), ("also", "")])),
         row(
             "a series with another cluster's",
             400,
-            "series 2 `also`: label `_id` is `another`, this token writes `{C}`; 1 of 2 series refused",
+            "series 2 `also`: label `_id` is `another`, this sender writes `{C}`; 1 of 2 series refused",
         )
         .sent(|sent| sent.lines(&[("up", "{C}"), ("also", "another")])),
     ];
@@ -235,14 +235,14 @@ async fn receive() {
         row(
             "a series without the cluster label",
             400,
-            "series 2 `also`: label `_id` is missing, this token writes `{C}`; 1 of 2 series refused",
+            "series 2 `also`: label `_id` is missing, this sender writes `{C}`; 1 of 2 series refused",
         )
         .sent(|sent| sent.series(&[("up", "{C}"), ("also", "")]))
         .reaches(&["up"]),
         row(
             "a series with another cluster's",
             400,
-            "series 1 `also`: label `_id` is `another`, this token writes `{C}`; 2 of 3 series refused",
+            "series 1 `also`: label `_id` is `another`, this sender writes `{C}`; 2 of 3 series refused",
         )
         .sent(|sent| sent.series(&[("also", "another"), ("up", "{C}"), ("off", "another")]))
         .reaches(&["up"]),

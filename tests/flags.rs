@@ -28,7 +28,7 @@ use tempfile::NamedTempFile;
 const GOOD: [&str; 2] = ["--authorize=http://localhost/", "--forward-url=http://localhost/"];
 
 /// Flags that are accepted now: those of the contract, and ours.
-const ACCEPTED: [&str; 57] = [
+const ACCEPTED: &[&str] = &[
     "--listen",
     "--listen-internal",
     "--tls-crt",
@@ -58,6 +58,8 @@ const ACCEPTED: [&str; 57] = [
     "--limit-receive-bytes",
     "--ratelimit",
     "--shared-key",
+    "--client-info-data-file",
+    "--client-info-subject-label",
     "--token-expire-seconds",
     "--log-level",
     "--verbose",
@@ -89,7 +91,7 @@ const ACCEPTED: [&str; 57] = [
 ];
 
 /// Flags of the contract whose parts do not work yet.
-const LATER: [&str; 9] = [
+const LATER: &[&str] = &[
     "--oidc-issuer",
     "--client-id",
     "--client-secret",
@@ -130,7 +132,10 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--tenant-id=a\nb"], "--tenant-id: `a b` cannot stand in a header"),
         (&["--receive-tenant-id=a\u{7f}"], "--receive-tenant-id: "),
         (&["--shared-key=/nonexistent"], "--shared-key: /nonexistent: No such file"),
-        (&["--shared-key=/dev/null"], "--shared-key: holds no private key"),
+        (&["--shared-key=/dev/null"], "--shared-key: /dev/null: holds no private key"),
+        (&["--client-info-data-file=/nonexistent"], "--client-info-data-file: /nonexistent: No such file"),
+        (&["--client-info-subject-label=a b"], "--client-info-subject-label: `a b`"),
+        (&["--client-info-subject-label=cluster"], "`cluster` is not the --partition-label, `_id`"),
         (&["--token-expire-seconds=day"], "--token-expire-seconds: `day` is not a whole number from 0 up"),
         (&["--token-expire-seconds=-1"], "--token-expire-seconds: `-1`"),
         (&["--token-expire-seconds=0"], "--token-expire-seconds: a token lives 1 second to 10 years"),
@@ -408,8 +413,8 @@ async fn labels_are_comma_separated_and_repeatable() {
     assert_eq!(spelt(&world.forwarded()), [passed]);
 
     for (cluster, labels, says) in [
-        ("c2", r#"cluster="c2",env="test",tier="1""#, "label `env` is `test`, this token requires `prod`"),
-        ("c3", r#"cluster="c3",env="prod""#, "label `tier` is missing, this token requires it"),
+        ("c2", r#"cluster="c2",env="test",tier="1""#, "label `env` is `test`, this sender must have `prod`"),
+        ("c3", r#"cluster="c3",env="prod""#, "label `tier` is missing, this sender must have it"),
     ] {
         let refused = world.upload(cluster, &format!("up{{{labels}}} 1 {}\n", now())).await.expect_status(400);
         assert!(refused.reason().contains(says), "{refused:?}");

@@ -101,7 +101,8 @@ pub struct Flags {
     /// What happens to a received series with another cluster's label: enforce, count or off [default: enforce].
     #[arg(long, value_name = "MODE", help_heading = "Policy")]
     pub cluster_label_check: Option<String>,
-    /// File that lists clusters which may write for others, a line each: `cluster: [cluster, ...]`. Read again on SIGHUP.
+    /// File that lists clusters which may write for others, a line each: `cluster: [cluster, ...]`, or `cluster: [*]` for any. Read
+    /// again on SIGHUP.
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     pub cluster_delegations_file: Option<String>,
 

@@ -134,17 +134,22 @@ impl LabelPolicy {
         let own = excerpt(identity.cluster.as_str());
         let others = match &identity.writes {
             Writes::Also(others) => format!(" and {} more", others.len()),
-            Writes::Own | Writes::Any => String::new(),
+            Writes::Any => " and any other".to_owned(),
+            Writes::Own => String::new(),
         };
         let what = match verdict {
-            Verdict::Missing("") => format!("label `{cluster}` is missing, this token writes `{own}`{others}"),
-            Verdict::Missing(name) => format!("label `{name}` is missing, this token requires it"),
+            Verdict::Missing("") => format!("label `{cluster}` is missing, this sender writes `{own}`{others}"),
+            Verdict::Missing(name) => format!("label `{name}` is missing, this sender must have it"),
             Verdict::Wrong(name, value) => {
-                format!("label `{name}` is `{}`, this token requires `{}`", excerpt(labels.value(name)), excerpt(value))
+                format!(
+                    "label `{name}` is `{}`, this sender must have `{}`",
+                    excerpt(labels.value(name)),
+                    excerpt(value)
+                )
             }
             Verdict::Keep | Verdict::Drop | Verdict::Foreign => {
                 let found = excerpt(labels.value(cluster));
-                format!("label `{cluster}` is `{found}`, this token writes `{own}`{others}")
+                format!("label `{cluster}` is `{found}`, this sender writes `{own}`{others}")
             }
         };
         let detail = format!("series {} `{}`: {what}", labels.index() + 1, excerpt(labels.metric_name()));

@@ -15,7 +15,7 @@ pub struct Refused {
 pub struct Offence {
     /// The reason, from the closed list.
     pub reason: Reason,
-    /// Which series, what is wrong, what to change: "series 17 `up`: label `_id` is `c2`, this token writes `c1`".
+    /// Which series, what is wrong, what to change: "series 17 `up`: label `_id` is `c2`, this sender writes `c1`".
     pub detail: String,
 }
 
