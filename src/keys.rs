@@ -88,30 +88,25 @@ impl Keyring {
     }
 
     /// How many keys there are. One that was given twice counts once.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.verifier.keys().len()
-    }
-
-    /// Whether there are none: never.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Follows the files in one of `tasks`: new keys are put in force, broken ones are logged and the old ones stay.
     pub fn follow(&self, tasks: &mut JoinSet<()>, metrics: &'static KeyMetrics) {
-        metrics.count(self.len());
+        metrics.count(self.count());
         if !self.is_shared() {
             return;
         }
         let (reading, keyring) = (self.clone(), self.clone());
         let tell = move |reloaded: Result<bool, KeyringError>| {
             match &reloaded {
-                Ok(true) => tracing::info!(keys = keyring.len(), "reloaded the shared keys"),
+                Ok(true) => tracing::info!(keys = keyring.count(), "reloaded the shared keys"),
                 Ok(false) => tracing::debug!("the shared keys are the same as before"),
                 Err(error) => tracing::error!(%error, "the shared keys were not reloaded; the old ones stay"),
             }
             metrics.reloaded(&reloaded);
-            metrics.count(keyring.len());
+            metrics.count(keyring.count());
         };
         self.followed.follow(tasks, move || reading.reload(), tell);
     }

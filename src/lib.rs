@@ -11,8 +11,8 @@
 //!
 //! 1. Whatever happens, it is **observed** once, and whoever refuses it, the refusal is **answered** in one place; what a refused
 //!    sender is still sending is **drained**, so that the answer arrives.
-//! 2. It is **authorized**: an upload by the token that [`/authorize`](registration) issued, a remote-write request by the cluster's
-//!    own credentials, which the authorizer is asked about.
+//! 2. It is **authorized**: an upload by the token that [`/authorize`](registration) issued, a remote-write request by a
+//!    [certificate, a balancer's headers](identity), or the cluster's own credentials, which the authorizer is asked about.
 //! 3. It is **charged** against the cluster's rate, before its body is read.
 //! 4. Its body is **decoded**, counted as it arrives and checked before memory is spent, into offsets: no label becomes a string.
 //! 5. What more than so many do at once is **shed**.

@@ -141,6 +141,8 @@ impl Followed {
     }
 
     /// Calls `read` each time, which may wait for the disk, and tells what came of it, in one of `tasks`. One of the clones has to.
+    ///
+    /// Where one of them is not a regular file none is followed: reading a pipe again waits for a writer that never comes.
     pub fn follow<R: Send + 'static>(
         &self,
         tasks: &mut JoinSet<()>,
@@ -148,6 +150,9 @@ impl Followed {
         tell: impl Fn(R) + Send + 'static,
     ) {
         let Followed { mut files, asked } = self.clone();
+        if files.paths.iter().any(|path| std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())) {
+            return;
+        }
         tasks.spawn(async move {
             loop {
                 tokio::select! {

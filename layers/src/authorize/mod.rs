@@ -4,6 +4,13 @@
 //! witness that layers behind it look for, and that only this layer can make. An authorizer is a [`Service`] from credential to
 //! identity, so a cache, a timeout or a retry is a layer over it like any other.
 //!
+//! | credential | read by | authorizer | feature |
+//! | --- | --- | --- | --- |
+//! | a cluster's own token | [`CompositeToken`] | [`tollbooth`]: UHC's cluster registrations | `tollbooth` |
+//! | a token of ours | [`BearerToken`] | [`token`]: a signed JWT | `jwt` |
+//! | a client certificate | [`certificate::VerifiedCertificate`] | [`certificate`]: its subject | `certificate` |
+//! | the same, shown to a balancer | [`client_info::ClientInfoHeaders`] | [`certificate`] | `client-info` |
+//!
 //! ```
 //! use infogw_layers::authorize::{AuthorizeLayer, Authorized, BearerToken, ClusterId, Identity, Secret};
 //! use infogw_layers::rejection::{Reason, Rejection};
