@@ -38,7 +38,7 @@ pub mod drain;
 pub mod encode;
 #[cfg(feature = "enforce")]
 pub mod enforce;
-#[cfg(any(feature = "enforce", feature = "rate-limit"))]
+#[cfg(feature = "enforce")]
 mod future;
 pub mod observe;
 // `decode` makes payloads and `translate` moves them: without these, parts lie idle.

@@ -57,6 +57,8 @@ reasons! {
     AuthorizerUnavailable, SERVICE_UNAVAILABLE, "authorizer_unavailable";
     /// This cluster came too often.
     RateLimited, TOO_MANY_REQUESTS, "rate_limited";
+    /// This one request costs more than a rate limit ever has to give.
+    OverBurst, PAYLOAD_TOO_LARGE, "over_burst";
     /// More requests than we can serve at once.
     Overloaded, SERVICE_UNAVAILABLE, "overloaded";
     /// A content type that this path does not take.

@@ -21,7 +21,7 @@ mod time;
 #[path = "conformance/violations.rs"]
 mod violations;
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use infogw_layers::{
@@ -39,7 +39,7 @@ use infogw_layers::{
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
     payload::SeriesSet,
-    rate_limit::{Due, PerCluster, Quota, RateLimitLayer},
+    rate_limit::{Due, PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
     rejection::{Reason, Rejection},
     respond::RespondLayer,
     translate::TranslateLayer,
@@ -47,7 +47,7 @@ use infogw_layers::{
 use tower::{Layer, ServiceExt, service_fn};
 use tower_test::mock;
 
-use fixtures::{Pieces, authorizer, bearer, families, unique, witnessed, write_request};
+use fixtures::{Pieces, SlowLimiter, authorizer, bearer, families, unique, witnessed, write_request};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -153,7 +153,7 @@ async fn rate_limit() {
     let from = |host: String, cost| Request::builder().header("host", host).body(cost).unwrap();
     let conformance =
         Conformance::computing(RateLimitLayer::new(charge).clock(ManualClock::new()), move || from(unique(), 1), unit)
-            .refuses(Reason::RateLimited, move || from(unique(), 2))
+            .refuses(Reason::OverBurst, move || from(unique(), 2))
             .refuses(Reason::Internal, || Request::new(1));
     conformance.check().await;
     let alike = || {
@@ -172,9 +172,33 @@ async fn rate_limit() {
     };
     conformance.sharing(alike, Second::Refused(Reason::RateLimited)).await;
 
+    let layer = || RateLimitLayer::new(SamplesPerCluster(once)).clock(ManualClock::new());
+    Conformance::computing(layer(), || witnessed(&unique(), write_request(&["c1"])), unit)
+        .refuses(Reason::OverBurst, || witnessed(&unique(), write_request(&["c1", "c1"])))
+        .refuses(Reason::Internal, || Request::new(write_request(&["c1"])))
+        .check()
+        .await;
+
     // Turned off, it lets all pass.
     let off = RateLimitLayer::<PerCluster>::optional(None);
     Conformance::computing(off, || Request::new(()), unit).check().await;
+}
+
+/// A limiter that takes its time must not hold the readiness inside meanwhile.
+#[tokio::test]
+async fn rate_limit_by_a_limiter_that_waits() {
+    let once = Quota::one_per(MINUTE).unwrap();
+    let layer =
+        RateLimitLayer::new(PerCluster(once)).limiter(Arc::new(SlowLimiter::default())).clock(ManualClock::new());
+    let conformance = Conformance::waiting(layer, || witnessed(&unique(), ()), unit)
+        .refuses(Reason::Internal, || Request::new(()))
+        .stalls_on(|| witnessed(SlowLimiter::STALLED, ()));
+    conformance.check().await;
+    let alike = || {
+        let cluster = unique();
+        [witnessed(&cluster, ()), witnessed(&cluster, ())]
+    };
+    conformance.sharing(alike, Second::Refused(Reason::RateLimited)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! How often.
 //!
-//! [`RateLimitLayer`] charges every request against a quota, before its body is read. Whom and how much a [`Charge`] says, so the
-//! same layer can limit by identity, by a header, or by what a decoded payload holds. An attempt that ends in a 5xx is given back,
-//! down to one attempt a minute, so that an outage of ours is not the sender's.
+//! [`RateLimitLayer`] charges every request against a quota. Whom and how much a [`Charge`] says, so the same layer can limit by
+//! identity or by a header before the body is read, or by what a decoded payload holds. Where the count is kept a [`Limiter`] says:
+//! in this process, or in Redis for several. An attempt that ends in a 5xx is given back, so that an outage of ours is not the
+//! sender's.
 //!
 //! ```
 //! use infogw_layers::rate_limit::{Due, Quota, RateLimitLayer};
@@ -26,6 +27,8 @@
 pub mod limiter;
 
 use std::{
+    future::{Ready, ready},
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -34,13 +37,14 @@ use std::{
 
 use http::Response;
 use pin_project_lite::pin_project;
+use tower::util::Oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
     clock::{Clock, SystemClock},
     describe::{Describe, Row},
-    future::CallOrRefuse,
+    observe::Observe,
     rejection::{Reason, Rejection},
 };
 
@@ -61,6 +65,10 @@ pub struct Due<K> {
 pub trait Charge<R> {
     /// The key's bytes.
     type Key: AsRef<[u8]>;
+    /// What is counted, as a sender reads it: "over the rate limit of 10 requests at once".
+    const UNIT: &'static str = "requests";
+    /// What a sender can do whose request costs more than the quota ever has to give.
+    const TOO_MUCH: &'static str = "send less at a time";
 
     /// What `request` owes. `None` means that it cannot be told, and the request is refused.
     fn charge(&self, request: &R) -> Option<Due<Self::Key>>;
@@ -84,8 +92,28 @@ impl<B> Charge<http::Request<B>> for PerCluster {
     type Key = ClusterKey;
 
     fn charge(&self, request: &http::Request<B>) -> Option<Due<ClusterKey>> {
-        let identity = request.extensions().get::<crate::authorize::Authorized<crate::authorize::Identity>>()?;
-        Some(Due { key: ClusterKey(identity.cluster.clone()), cost: 1, quota: self.0 })
+        Some(Due { key: ClusterKey::of(request)?, cost: 1, quota: self.0 })
+    }
+}
+
+/// One unit per sample of a decoded payload, native histograms among them, charged to the cluster that was authorized.
+///
+/// Charged are the samples that were received and decoded, whatever the label rules then drop: a sender is limited by what it sends,
+/// and a reload of the rules changes nobody's limit. A payload of metadata alone costs nothing.
+#[cfg(feature = "authorize")]
+#[derive(Debug, Clone, Copy)]
+pub struct SamplesPerCluster(pub Quota);
+
+#[cfg(feature = "authorize")]
+impl<P: crate::payload::SeriesSet> Charge<http::Request<P>> for SamplesPerCluster {
+    type Key = ClusterKey;
+    const UNIT: &'static str = "samples";
+    const TOO_MUCH: &'static str = "set max_samples_per_send to at most that";
+
+    fn charge(&self, request: &http::Request<P>) -> Option<Due<ClusterKey>> {
+        // What 32 bits do not hold is above every burst.
+        let cost = u32::try_from(request.body().samples()).unwrap_or(u32::MAX);
+        Some(Due { key: ClusterKey::of(request)?, cost, quota: self.0 })
     }
 }
 
@@ -95,24 +123,96 @@ impl<B> Charge<http::Request<B>> for PerCluster {
 pub struct ClusterKey(crate::authorize::ClusterId);
 
 #[cfg(feature = "authorize")]
+impl ClusterKey {
+    /// The cluster that [`AuthorizeLayer`](crate::authorize::AuthorizeLayer) found.
+    fn of<B>(request: &http::Request<B>) -> Option<Self> {
+        let identity = request.extensions().get::<crate::authorize::Authorized<crate::authorize::Identity>>()?;
+        Some(ClusterKey(identity.cluster.clone()))
+    }
+}
+
+#[cfg(feature = "authorize")]
 impl AsRef<[u8]> for ClusterKey {
     fn as_ref(&self) -> &[u8] {
         self.0.as_str().as_bytes()
     }
 }
 
+/// Where is counted what each key took.
+///
+/// The times are readings of one clock in this process, since any fixed start.
+pub trait Limiter {
+    /// What was granted, for a refund.
+    type Permit;
+    /// The decision.
+    type Taking: Future<Output = Result<Self::Permit, Refused>>;
+    /// Whether a refund changed anything.
+    type GivingBack: Future<Output = bool>;
+    /// Whether decisions take time. If not, the layer's readiness is that of the service inside, and `Taking` is ready when first
+    /// polled.
+    const WAITS: bool;
+
+    /// Takes `cost` out of what `quota` leaves `key` at `now`, all of it or nothing.
+    fn try_take(&self, key: &[u8], cost: u32, quota: &Quota, now: Duration) -> Self::Taking;
+
+    /// Gives back what an attempt took, so far as the next attempt of cost 1 is not allowed sooner than `floor` after it.
+    fn give_back(&self, permit: Self::Permit, floor: Duration, now: Duration) -> Self::GivingBack;
+}
+
+impl<L: Limiter> Limiter for Arc<L> {
+    type Permit = L::Permit;
+    type Taking = L::Taking;
+    type GivingBack = L::GivingBack;
+    const WAITS: bool = L::WAITS;
+
+    fn try_take(&self, key: &[u8], cost: u32, quota: &Quota, now: Duration) -> L::Taking {
+        L::try_take(self, key, cost, quota, now)
+    }
+
+    fn give_back(&self, permit: L::Permit, floor: Duration, now: Duration) -> L::GivingBack {
+        L::give_back(self, permit, floor, now)
+    }
+}
+
+impl Limiter for LocalLimiter {
+    type Permit = Permit;
+    type Taking = Ready<Result<Permit, Refused>>;
+    type GivingBack = Ready<bool>;
+    const WAITS: bool = false;
+
+    fn try_take(&self, key: &[u8], cost: u32, quota: &Quota, now: Duration) -> Self::Taking {
+        ready(LocalLimiter::check(self, self.key(key), cost, quota, now))
+    }
+
+    fn give_back(&self, permit: Permit, floor: Duration, _: Duration) -> Self::GivingBack {
+        ready(LocalLimiter::refund(self, permit, floor))
+    }
+}
+
+/// What an observer of a [`RateLimitLayer`] is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimitEvent {
+    /// A request came too soon.
+    TooSoon,
+    /// A request cost more than the quota ever has to give.
+    TooMuch,
+    /// An attempt that ended in a 5xx was given back.
+    Refunded,
+}
+
 /// Limits rates.
 #[derive(Debug, Clone)]
-pub struct RateLimitLayer<C, K = SystemClock> {
+pub struct RateLimitLayer<C, L = Arc<LocalLimiter>, O = (), K = SystemClock> {
     /// None: nothing is limited.
     charge: Option<C>,
-    limiter: Arc<LocalLimiter>,
+    limiter: L,
     refund_floor: Duration,
+    observer: O,
     clock: K,
 }
 
 impl<C> RateLimitLayer<C> {
-    /// Charges what `charge` says, in a limiter of its own.
+    /// Charges what `charge` says, in a limiter of its own in this process's memory.
     pub fn new(charge: C) -> Self {
         Self::optional(Some(charge))
     }
@@ -120,20 +220,42 @@ impl<C> RateLimitLayer<C> {
     /// As [`Self::new`]; without a charge everything passes, for a limit that can be turned off.
     pub fn optional(charge: Option<C>) -> Self {
         let limiter = Arc::new(LocalLimiter::new());
-        RateLimitLayer { charge, limiter, refund_floor: Duration::from_secs(60), clock: SystemClock }
+        RateLimitLayer { charge, limiter, refund_floor: Duration::from_secs(60), observer: (), clock: SystemClock }
     }
 }
 
-impl<C, K> RateLimitLayer<C, K> {
+impl<C, L, O, K> RateLimitLayer<C, L, O, K> {
+    /// Counts in `limiter`. Two limits need two limiters, or keys that hold the limit's name.
+    pub fn limiter<M: Limiter>(self, limiter: M) -> RateLimitLayer<C, M, O, K> {
+        let RateLimitLayer { charge, refund_floor, observer, clock, .. } = self;
+        RateLimitLayer { charge, limiter, refund_floor, observer, clock }
+    }
+
+    /// A refunded attempt keeps the next one of cost 1 away for `floor`: 60 seconds unless set.
+    ///
+    /// That is for quotas of one in several minutes: an outage then does not become a storm of attempts. A quota that allows
+    /// another attempt within `floor` gives nothing back; with a floor of zero, all is given back that nothing else was granted
+    /// after.
+    #[must_use]
+    pub fn refund_floor(self, floor: Duration) -> Self {
+        RateLimitLayer { refund_floor: floor, ..self }
+    }
+
+    /// Tells `observer` of refusals and refunds.
+    pub fn observed_by<P>(self, observer: P) -> RateLimitLayer<C, L, P, K> {
+        let RateLimitLayer { charge, limiter, refund_floor, clock, .. } = self;
+        RateLimitLayer { charge, limiter, refund_floor, observer, clock }
+    }
+
     /// Reads the time from `clock`.
-    pub fn clock<L: Clock>(self, clock: L) -> RateLimitLayer<C, L> {
-        let RateLimitLayer { charge, limiter, refund_floor, .. } = self;
-        RateLimitLayer { charge, limiter, refund_floor, clock }
+    pub fn clock<D: Clock>(self, clock: D) -> RateLimitLayer<C, L, O, D> {
+        let RateLimitLayer { charge, limiter, refund_floor, observer, .. } = self;
+        RateLimitLayer { charge, limiter, refund_floor, observer, clock }
     }
 }
 
-impl<S, C: Clone, K: Clone> Layer<S> for RateLimitLayer<C, K> {
-    type Service = RateLimit<S, C, K>;
+impl<S, C: Clone, L: Clone, O: Clone, K: Clone> Layer<S> for RateLimitLayer<C, L, O, K> {
+    type Service = RateLimit<S, C, L, O, K>;
 
     /// Services of clones of one layer share one limiter.
     fn layer(&self, inner: S) -> Self::Service {
@@ -143,100 +265,205 @@ impl<S, C: Clone, K: Clone> Layer<S> for RateLimitLayer<C, K> {
 
 /// The service that [`RateLimitLayer`] makes.
 #[derive(Debug, Clone)]
-pub struct RateLimit<S, C, K = SystemClock> {
+pub struct RateLimit<S, C, L = Arc<LocalLimiter>, O = (), K = SystemClock> {
     inner: S,
-    layer: RateLimitLayer<C, K>,
+    layer: RateLimitLayer<C, L, O, K>,
 }
 
-impl<S, C, K, R, B> Service<R> for RateLimit<S, C, K>
+impl<S, C, L, O, K, R, B> Service<R> for RateLimit<S, C, L, O, K>
 where
     C: Charge<R>,
+    L: Limiter + Clone,
+    O: Observe<RateLimitEvent> + Clone,
     K: Clock,
-    S: Service<R, Response = Response<B>>,
+    S: Service<R, Response = Response<B>> + Clone,
     S::Error: Into<Rejection>,
 {
     type Response = S::Response;
     type Error = Rejection;
-    type Future = CallOrRefuse<RefundFuture<S::Future>>;
+    type Future = RateLimitFuture<S, L, O, K, R>;
 
+    /// That of the service inside where the limiter decides at once. Where it waits, always ready: asked before the decision, the
+    /// service inside would hold a permit of a concurrency limit meanwhile.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
+        if L::WAITS { Poll::Ready(Ok(())) } else { self.inner.poll_ready(cx).map_err(Into::into) }
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let RateLimitLayer { charge, limiter, refund_floor, clock } = &self.layer;
-        let mut refund = None;
-        if let Some(charge) = charge {
-            let Some(Due { key, cost, quota }) = charge.charge(&request) else {
-                return CallOrRefuse::refuse(Rejection::internal("nobody can be charged for this request"));
-            };
-            match limiter.check(limiter.key(key.as_ref()), cost, &quota, clock.monotonic()) {
-                Ok(permit) => refund = Some(Refund { limiter: Arc::clone(limiter), permit, floor: *refund_floor }),
-                Err(refused) => return CallOrRefuse::refuse(refusal(&refused, &quota)),
-            }
-        }
-        CallOrRefuse::call(RefundFuture { inner: self.inner.call(request), refund })
+        let RateLimitLayer { charge, limiter, refund_floor, observer, clock } = &self.layer;
+        let clone = self.inner.clone();
+        // The one that is ready, where readiness was asked for.
+        let inner = if L::WAITS { clone } else { mem::replace(&mut self.inner, clone) };
+        let state = match charge.as_ref().map(|charge| charge.charge(&request)) {
+            None => calling::<S, L, R>(inner, request),
+            Some(None) => State::refused(Rejection::internal("nobody can be charged for this request")),
+            Some(Some(Due { key, cost, quota })) => State::Taking {
+                taking: limiter.try_take(key.as_ref(), cost, &quota, clock.monotonic()),
+                rest: Some(Rest { inner, request, quota, refusal: refusal::<C, R> }),
+            },
+        };
+        let refund = Refund { limiter: limiter.clone(), permit: None, floor: *refund_floor, clock: clock.clone() };
+        RateLimitFuture { state, refund, observer: observer.clone() }
     }
 }
 
-impl<S: Describe<R>, C, K, R> Describe<R> for RateLimit<S, C, K> {
+impl<S: Describe<R>, C, L, O, K, R> Describe<R> for RateLimit<S, C, L, O, K> {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<R>("RateLimitLayer", &[Reason::RateLimited, Reason::Internal]));
+        rows.push(Row::new::<R>("RateLimitLayer", &[Reason::RateLimited, Reason::OverBurst, Reason::Internal]));
         S::describe(rows);
     }
 }
 
-fn refusal(refused: &Refused, quota: &Quota) -> Rejection {
-    let (burst, period) = (quota.burst(), quota.period());
-    match refused.retry_after() {
-        Some(wait) => {
-            let detail = format!(
-                "over the rate limit of {burst} at once and one more every {period:?}; come back in {} s",
-                wait.as_secs() + 1
-            );
-            Rejection::new(Reason::RateLimited, detail).retry_after(wait)
+/// The answer to a refused attempt, in the charge's words.
+fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
+    let (unit, burst) = (C::UNIT, quota.burst());
+    match refused {
+        Refused::Later { retry_after } => {
+            let period = quota.period();
+            let earned = match period.as_secs() {
+                0 => format!("{:.0} more a second", 1.0 / period.as_secs_f64()),
+                _ => format!("one more every {period:?}"),
+            };
+            let seconds = retry_after.as_secs() + 1;
+            let detail =
+                format!("over the rate limit of {burst} {unit} at once and {earned}; come back in {seconds} s");
+            Rejection::new(Reason::RateLimited, detail).retry_after(*retry_after)
         }
-        None => Rejection::new(
-            Reason::RateLimited,
-            format!("this is more than the {burst} that may come at once; send less"),
+        Refused::Never { cost, .. } => Rejection::new(
+            Reason::OverBurst,
+            format!(
+                "{cost} {unit} in one request are more than the {burst} that the rate limit allows at once; {}",
+                C::TOO_MUCH
+            ),
         ),
     }
 }
 
-struct Refund {
-    limiter: Arc<LocalLimiter>,
-    permit: Permit,
-    floor: Duration,
-}
-
-pin_project! {
-    /// Gives an attempt back when it ends in a 5xx. One that is cancelled stays charged: a client that hangs up gets nothing free.
-    pub struct RefundFuture<F> {
-        #[pin]
-        inner: F,
-        refund: Option<Refund>,
+fn calling<S: Service<R>, L: Limiter, R>(mut inner: S, request: R) -> State<S, L, R> {
+    if L::WAITS {
+        State::Waiting { inner: Oneshot::new(inner, request) }
+    } else {
+        State::Calling { inner: inner.call(request) }
     }
 }
 
-impl<F, B, E> Future for RefundFuture<F>
+/// What a check decides about.
+struct Rest<S, R> {
+    inner: S,
+    request: R,
+    quota: Quota,
+    refusal: fn(&Refused, &Quota) -> Rejection,
+}
+
+/// What a refund takes.
+struct Refund<L: Limiter, K> {
+    limiter: L,
+    permit: Option<L::Permit>,
+    floor: Duration,
+    clock: K,
+}
+
+pin_project! {
+    /// The future of [`RateLimit`]. It gives an attempt back that ends in a 5xx. One that is cancelled stays charged: a client that
+    /// hangs up gets nothing free.
+    pub struct RateLimitFuture<S: Service<R>, L: Limiter, O, K, R> {
+        #[pin]
+        state: State<S, L, R>,
+        refund: Refund<L, K>,
+        observer: O,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S: Service<R>, L: Limiter, R> {
+        Taking {
+            #[pin]
+            taking: L::Taking,
+            rest: Option<Rest<S, R>>,
+        },
+        /// The service inside was ready.
+        Calling {
+            #[pin]
+            inner: S::Future,
+        },
+        /// The service inside has yet to become ready.
+        Waiting {
+            #[pin]
+            inner: Oneshot<S, R>,
+        },
+        GivingBack {
+            #[pin]
+            giving_back: L::GivingBack,
+            result: Option<Result<S::Response, Rejection>>,
+        },
+        Refused {
+            rejection: Option<Rejection>,
+        },
+    }
+}
+
+impl<S: Service<R>, L: Limiter, R> State<S, L, R> {
+    fn refused(rejection: Rejection) -> Self {
+        State::Refused { rejection: Some(rejection) }
+    }
+}
+
+impl<S, L, O, K, R, B> Future for RateLimitFuture<S, L, O, K, R>
 where
-    F: Future<Output = Result<Response<B>, E>>,
-    E: Into<Rejection>,
+    S: Service<R, Response = Response<B>>,
+    S::Error: Into<Rejection>,
+    L: Limiter,
+    O: Observe<RateLimitEvent>,
+    K: Clock,
 {
-    type Output = Result<Response<B>, Rejection>;
+    type Output = Result<S::Response, Rejection>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.inner.poll(cx)).map_err(Into::into);
-        let status = match &result {
-            Ok(response) => response.status(),
-            Err(rejection) => rejection.status(),
-        };
-        if let Some(Refund { limiter, permit, floor }) = this.refund.take()
-            && status.is_server_error()
-        {
-            limiter.refund(permit, floor);
+        let mut this = self.project();
+        loop {
+            let result = match this.state.as_mut().project() {
+                StateProj::Taking { taking, rest } => {
+                    let next = match (ready!(taking.poll(cx)), rest.take()) {
+                        (Ok(permit), Some(Rest { inner, request, .. })) => {
+                            this.refund.permit = Some(permit);
+                            calling(inner, request)
+                        }
+                        (Err(refused), Some(Rest { quota, refusal, .. })) => {
+                            this.observer.observe(&match refused {
+                                Refused::Later { .. } => RateLimitEvent::TooSoon,
+                                Refused::Never { .. } => RateLimitEvent::TooMuch,
+                            });
+                            State::refused(refusal(&refused, &quota))
+                        }
+                        // Polled again after completion, which futures need not bear.
+                        (_, None) => return Poll::Pending,
+                    };
+                    this.state.set(next);
+                    continue;
+                }
+                StateProj::Calling { inner } => ready!(inner.poll(cx)).map_err(Into::into),
+                StateProj::Waiting { inner } => ready!(inner.poll(cx)).map_err(Into::into),
+                StateProj::GivingBack { giving_back, result } => {
+                    if ready!(giving_back.poll(cx)) {
+                        this.observer.observe(&RateLimitEvent::Refunded);
+                    }
+                    return result.take().map_or(Poll::Pending, Poll::Ready);
+                }
+                StateProj::Refused { rejection } => {
+                    return rejection.take().map_or(Poll::Pending, |rejection| Poll::Ready(Err(rejection)));
+                }
+            };
+            let status = match &result {
+                Ok(response) => response.status(),
+                Err(rejection) => rejection.status(),
+            };
+            let Refund { limiter, permit, floor, clock } = this.refund;
+            let Some(permit) = permit.take().filter(|_| status.is_server_error()) else {
+                return Poll::Ready(result);
+            };
+            let giving_back = limiter.give_back(permit, *floor, clock.monotonic());
+            this.state.set(State::GivingBack { giving_back, result: Some(result) });
         }
-        Poll::Ready(result)
     }
 }

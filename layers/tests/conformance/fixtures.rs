@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use infogw_layers::{
     conformance::pending,
     decode::{DecodeLimits, Decoder, MetricFamiliesDecoder, WriteRequestDecoder},
     payload::{MetricFamilies, WriteRequest},
+    rate_limit::{Limiter, LocalLimiter, Permit, Quota, Refused},
     rejection::{Reason, Rejection},
 };
 use infogw_proto::prometheus::{Label, Sample, TimeSeries, WriteRequest as Message};
@@ -163,4 +165,39 @@ pub(crate) fn families(clusters: &[&str]) -> MetricFamilies {
 /// What a [`ManualClock`] shows, as a sample's timestamp.
 pub(crate) fn now() -> String {
     ManualClock::START.as_millis().to_string()
+}
+
+/// A limiter that is asked over a wire, as it were.
+#[derive(Default)]
+pub(crate) struct SlowLimiter(Arc<LocalLimiter>);
+
+impl SlowLimiter {
+    /// The key that it never decides about.
+    pub(crate) const STALLED: &str = "stalled";
+}
+
+impl Limiter for SlowLimiter {
+    type Permit = Permit;
+    type Taking = Pin<Box<dyn Future<Output = Result<Permit, Refused>> + Send>>;
+    type GivingBack = Pin<Box<dyn Future<Output = bool> + Send>>;
+    const WAITS: bool = true;
+
+    fn try_take(&self, key: &[u8], cost: u32, quota: &Quota, now: Duration) -> Self::Taking {
+        let (local, key, quota) = (Arc::clone(&self.0), key.to_vec(), *quota);
+        Box::pin(async move {
+            if key == Self::STALLED.as_bytes() {
+                std::future::pending::<()>().await;
+            }
+            pending(2).await;
+            local.check(local.key(&key), cost, &quota, now)
+        })
+    }
+
+    fn give_back(&self, permit: Permit, floor: Duration, _: Duration) -> Self::GivingBack {
+        let local = Arc::clone(&self.0);
+        Box::pin(async move {
+            pending(2).await;
+            local.refund(permit, floor)
+        })
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::{Pin, pin},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use infogw_layers::{
     drain::{DrainLayer, Drained},
     encode::EncodeLayer,
     payload::{SeriesSet, WriteRequest},
-    rate_limit::{Due, Quota, RateLimitLayer},
+    rate_limit::{Due, Limiter, LocalLimiter, Quota, RateLimitEvent, RateLimitLayer},
     rejection::{Reason, Rejection},
     respond::RespondLayer,
 };
@@ -29,7 +30,7 @@ use tower_test::mock;
 
 use crate::{
     MINUTE,
-    fixtures::{Pieces, TOO_LONG, block, write_request},
+    fixtures::{Pieces, SlowLimiter, TOO_LONG, block, write_request},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -193,6 +194,34 @@ async fn an_attempt_that_fails_here_is_given_back_down_to_one_a_minute() {
         handle.next_request().await.unwrap().1.send_response(Response::new(()));
         assert!(again.await.is_ok());
     }
+}
+
+/// With a floor of zero, for quotas that allow several at once; by either kind of limiter, and the observer is told.
+#[tokio::test]
+async fn without_a_floor_a_failed_attempt_is_given_back_whole() {
+    async fn check<L: Limiter<Taking: Send, GivingBack: Send, Permit: Send> + Clone + Send + 'static>(limiter: L) {
+        let quota = Quota::new(SECOND, 10.try_into().unwrap()).unwrap();
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let seen = events.clone();
+        let (inner, mut handle) = mock::pair::<Request<u32>, Response<()>>();
+        let charge = move |request: &Request<u32>| Some(Due { key: "c1", cost: *request.body(), quota });
+        let layer = RateLimitLayer::new(charge).limiter(limiter).clock(ManualClock::new()).refund_floor(Duration::ZERO);
+        let service = layer.observed_by(move |event: &RateLimitEvent| seen.lock().unwrap().push(*event)).layer(inner);
+        for status in [503, 500, 200] {
+            let attempt = tokio::spawn(service.clone().oneshot(Request::new(10)));
+            let respond = handle.next_request().await.unwrap().1;
+            respond.send_response(Response::builder().status(status).body(()).unwrap());
+            assert_eq!(attempt.await.unwrap().unwrap().status(), status);
+        }
+        let refused = service.clone().oneshot(Request::new(1)).await.unwrap_err();
+        assert_eq!((refused.reason(), refused.wait()), (Reason::RateLimited, Some(SECOND)));
+        let never = service.oneshot(Request::new(11)).await.unwrap_err();
+        assert_eq!((never.reason(), never.status().as_u16(), never.wait()), (Reason::OverBurst, 413, None));
+        use RateLimitEvent::{Refunded, TooMuch, TooSoon};
+        assert_eq!(*events.lock().unwrap(), [Refunded, Refunded, TooSoon, TooMuch]);
+    }
+    check(Arc::new(LocalLimiter::new())).await;
+    check(Arc::new(SlowLimiter::default())).await;
 }
 
 /// A body that arrives at once, some time.
