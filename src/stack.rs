@@ -23,7 +23,7 @@ use infogw_layers::{
     encode::EncodeLayer,
     enforce::EnforceLabelsLayer,
     observe::ObserveLayer,
-    rate_limit::{PerCluster, Quota, RateLimitLayer},
+    rate_limit::{LocalLimiter, PerCluster, RateLimitLayer, SamplesPerCluster},
     rejection::{BoxError, Reason, Rejection},
     respond::RespondLayer,
     retry::RetryOutages,
@@ -40,7 +40,10 @@ use tower::{
 };
 
 use crate::{
-    admin::metrics::{Handler, Metrics},
+    admin::metrics::{
+        Handler, Metrics,
+        limiter::{Limit, LimitCounters},
+    },
     client::Clients,
     config::{Authorizer, Config},
     forward::{Forward, Success},
@@ -51,7 +54,6 @@ use crate::{
 /// `POST /upload`: metric families of a cluster that has a token of ours.
 pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
     let handler = metrics.handler("upload");
-    let quota = config.ratelimit.and_then(Quota::one_per).map(PerCluster);
     let forward = forward(config, metrics, clients, handler, Success::Ok);
     ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
@@ -65,7 +67,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, metrics, handler)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
-        .layer(RateLimitLayer::optional(quota))
+        .layer(limit(Limit::Upload, config.rates.upload.map(PerCluster), metrics))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(MetricFamiliesDecoder::new(config.upload_limits.clone())))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
@@ -103,8 +105,13 @@ pub fn receive<B: RequestBody>(
             SenderSource::new(config),
             sender_authorizer(config, metrics, clients, authorizer, handler),
         ))
+        // Knows the cluster, and comes before the body costs memory and time.
+        .layer(limit(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster), metrics))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
+        // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
+        // what that sheds is refunded.
+        .layer(limit(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster), metrics))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
@@ -183,6 +190,18 @@ impl<B> RequestBody for B where B: Body<Data: Send, Error: Into<BoxError> + Send
 /// A refused sender may still send this much, for this long, and get its answer.
 pub fn drain() -> DrainLayer {
     DrainLayer::new(1 << 20, Duration::from_secs(2))
+}
+
+/// A limit of its own. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a sender
+/// whose retries were counted would be told 429, which a stock one takes for the end of its data.
+fn limit<C>(limit: Limit, charge: Option<C>, metrics: &Metrics) -> RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters> {
+    let local = Arc::new(LocalLimiter::new());
+    let counters = metrics.limiter.limit(limit, &local);
+    let floor = match limit {
+        Limit::Upload => Duration::from_secs(60),
+        Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
+    };
+    RateLimitLayer::optional(charge).limiter(local).refund_floor(floor).observed_by(counters)
 }
 
 fn forward(

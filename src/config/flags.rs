@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{AuthorizationFlags, ClientInfoFlags, StoreFlags, TlsFlags};
+use super::{AuthorizationFlags, ClientInfoFlags, RateFlags, StoreFlags, TlsFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -106,9 +106,6 @@ pub struct Flags {
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     pub cluster_delegations_file: Option<String>,
 
-    /// One upload per cluster in this time; 0 turns it off [default: 4m30s].
-    #[arg(long, value_name = "DURATION", help_heading = "Limits")]
-    pub ratelimit: Option<String>,
     /// Largest upload, decoded; 0 is unlimited [default: 512000].
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub limit_bytes: Option<String>,
@@ -143,6 +140,10 @@ pub struct Flags {
     /// What replicas share.
     #[command(flatten)]
     pub stores: StoreFlags,
+
+    /// How often a cluster may write, and how much.
+    #[command(flatten)]
+    pub rates: RateFlags,
 
     /// debug, info, warn or error [default: info].
     #[arg(long, value_name = "LEVEL", help_heading = "Logs")]

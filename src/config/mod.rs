@@ -5,6 +5,7 @@ mod client_info;
 mod delegations;
 pub mod duration;
 mod flags;
+mod rates;
 mod rules;
 mod stores;
 mod tls;
@@ -32,6 +33,7 @@ pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
 pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
+pub use rates::{RateFlags, Rates};
 use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
 pub use stores::{MemcachedServers, StoreFlags, Stores};
@@ -84,8 +86,8 @@ pub struct Config {
     pub tenant: HeaderValue,
     /// `THANOS-TENANT` of received requests.
     pub receive_tenant: Option<HeaderValue>,
-    /// One upload per cluster in this time.
-    pub ratelimit: Option<Duration>,
+    /// How often a cluster may write, and how much.
+    pub rates: Rates,
     /// What an upload may hold.
     pub upload_limits: DecodeLimits,
     /// What a remote-write request may hold.
@@ -210,8 +212,7 @@ impl Config {
         let Some(in_flight) = NonZeroUsize::new(in_flight).filter(|n| n.get() <= 1 << 20) else {
             return wrong!("--limit-in-flight: at least 1 and at most 1048576 requests");
         };
-        let ratelimit = given(flags.ratelimit).unwrap_or_else(|| "4m30s".to_owned());
-        let ratelimit = duration::parse(&ratelimit).map_err(|error| ConfigError(format!("--ratelimit: {error}")))?;
+        let rates = Rates::new(flags.rates)?;
 
         let rule_sources = RuleSources {
             whitelist: selectors("--whitelist", &flags.whitelist)?,
@@ -267,7 +268,7 @@ impl Config {
             receive_tenant: given(flags.receive_tenant_id)
                 .map(|id| header_value("--receive-tenant-id", &id))
                 .transpose()?,
-            ratelimit: Some(ratelimit).filter(|ratelimit| !ratelimit.is_zero()),
+            rates,
             upload_limits,
             receive_limits,
             in_flight,

@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     client::Clients,
-    config::{Config, Flags},
+    config::{Config, Flags, RateFlags},
     gateway::{Gateway, StartError},
     log, server,
 };
@@ -115,7 +115,7 @@ fn config(authorizer: SocketAddr, received: SocketAddr) -> Result<Config, StartE
         receive_tenant_id: Some(REMOTE_WRITE_TENANT.to_owned()),
         whitelist: telemetry::ALLOWLIST.iter().map(|&rule| rule.to_owned()).collect(),
         elide_label: vec!["prometheus_replica".to_owned()],
-        ratelimit: Some("5s".to_owned()),
+        rates: RateFlags { ratelimit: Some("5s".to_owned()), ..RateFlags::default() },
         ..Flags::default()
     };
     let mut config = Config::new(flags).map_err(|error| StartError::Environment(error.to_string()))?;

@@ -3,6 +3,7 @@
 mod authorization;
 pub mod identity;
 pub mod keys;
+pub mod limiter;
 mod sampled;
 mod stores;
 pub mod tls;
@@ -24,7 +25,7 @@ use prometheus::{
 };
 
 pub use self::stores::{StoreMetrics, StoreObserver};
-use self::{authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, tls::TlsMetrics};
+use self::{authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
@@ -59,6 +60,8 @@ pub struct Metrics {
     pub identity: IdentityMetrics,
     /// The keys of our tokens.
     pub keys: KeyMetrics,
+    /// The rate limits'.
+    pub limiter: LimiterMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -167,6 +170,7 @@ impl Metrics {
             tls: TlsMetrics::new(&registry)?,
             identity: IdentityMetrics::new(&registry)?,
             keys: KeyMetrics::new(&registry)?,
+            limiter: LimiterMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
