@@ -156,6 +156,55 @@ impl LocalLimiter {
     }
 }
 
+/// For a limiter whose state is elsewhere, and which falls back to this one.
+#[cfg(feature = "rate-limit-redis")]
+impl LocalLimiter {
+    /// An empty one that knows keys by the same hashes.
+    pub(super) fn sibling(&self) -> Self {
+        Self { hasher: self.hasher.clone(), ..Self::with_max_keys(Self::MAX_KEYS) }
+    }
+
+    /// The arrival time of `key`, if it has state.
+    pub(super) fn arrival(&self, key: Key, now: Duration) -> Option<u64> {
+        let arrival = self.shard(key).arrival(key);
+        self.sweep(nanos(now));
+        arrival
+    }
+
+    /// Takes over that `key` owes `debt` at `now`, whatever it owed here.
+    pub(super) fn set_debt(&self, key: Key, debt: Duration, now: Duration) -> u64 {
+        let now = nanos(now);
+        let arrival = now.saturating_add(nanos(debt));
+        self.shard(key).put(key, arrival, self.shard_max);
+        self.sweep(now);
+        arrival
+    }
+
+    /// Takes over what another limiter with the same hashes granted. What that took can be given back here by the second permit.
+    pub(super) fn copy(&self, permit: &Permit) -> Permit {
+        self.shard(permit.key).put(permit.key, permit.end, self.shard_max);
+        Permit { ..*permit }
+    }
+
+    /// Forgets `key` if its arrival time is still `arrival`.
+    pub(super) fn forget(&self, key: Key, arrival: u64) {
+        self.shard(key).replace(key, arrival, 0);
+    }
+
+    /// Takes over that `key` was granted `cost` at `now`, and owes `debt` with it.
+    pub(super) fn set_granted(&self, key: Key, cost: u32, quota: &Quota, debt: Duration, now: Duration) -> Permit {
+        let end = self.set_debt(key, debt, now);
+        let before = end.saturating_sub(quota.charge(cost).unwrap_or(0));
+        Permit { key, before, end, granted: nanos(now), spare: quota.whole() - quota.one() }
+    }
+}
+
+/// `arrival`, as a debt at `now`.
+#[cfg(feature = "rate-limit-redis")]
+pub(super) fn debt(arrival: u64, now: Duration) -> Duration {
+    Duration::from_nanos(arrival.saturating_sub(nanos(now)))
+}
+
 impl Default for LocalLimiter {
     fn default() -> Self {
         Self::new()

@@ -25,6 +25,8 @@
 //! ```
 
 pub mod limiter;
+#[cfg(feature = "rate-limit-redis")]
+pub mod shared;
 
 use std::{
     future::{Ready, ready},

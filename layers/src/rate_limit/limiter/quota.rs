@@ -61,7 +61,7 @@ impl Quota {
     }
 
     /// Nanoseconds to earn `cost` back; `None` where it is above the burst.
-    pub(super) const fn charge(&self, cost: u32) -> Option<u64> {
+    pub(in crate::rate_limit) const fn charge(&self, cost: u32) -> Option<u64> {
         if cost > self.burst.get() {
             return None;
         }
@@ -69,12 +69,12 @@ impl Quota {
     }
 
     /// Nanoseconds to earn one back.
-    pub(super) const fn one(&self) -> u64 {
+    pub(in crate::rate_limit) const fn one(&self) -> u64 {
         self.period.get()
     }
 
     /// Nanoseconds to earn the whole burst back.
-    pub(super) const fn whole(&self) -> u64 {
+    pub(in crate::rate_limit) const fn whole(&self) -> u64 {
         self.one() * self.burst.get() as u64
     }
 }
