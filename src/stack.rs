@@ -23,7 +23,7 @@ use infogw_layers::{
     encode::EncodeLayer,
     enforce::EnforceLabelsLayer,
     observe::ObserveLayer,
-    rate_limit::{LocalLimiter, PerCluster, RateLimitLayer, SamplesPerCluster},
+    rate_limit::{LocalLimiter, PerCluster, RateLimitLayer, SamplesPerCluster, shared::SharedLimiter},
     rejection::{BoxError, Reason, Rejection},
     respond::RespondLayer,
     retry::RetryOutages,
@@ -36,7 +36,7 @@ use tower::{
     load_shed::LoadShedLayer,
     service_fn,
     timeout::{TimeoutLayer, error::Elapsed},
-    util::BoxCloneSyncService,
+    util::{self, BoxCloneSyncService},
 };
 
 use crate::{
@@ -49,6 +49,7 @@ use crate::{
     forward::{Forward, Success},
     identity::{Sender, SenderAuthorizer, SenderSource},
     registration::{IssueToken, RegistrationCredential, RegistrationDecoder},
+    stores,
 };
 
 /// `POST /upload`: metric families of a cluster that has a token of ours.
@@ -67,7 +68,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, token_authorizer(config, metrics, handler)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
-        .layer(limit(Limit::Upload, config.rates.upload.map(PerCluster), metrics))
+        .layer(limit(Limit::Upload, config.rates.upload.map(PerCluster), config, metrics))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(MetricFamiliesDecoder::new(config.upload_limits.clone())))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
@@ -106,12 +107,12 @@ pub fn receive<B: RequestBody>(
             sender_authorizer(config, metrics, clients, authorizer, handler),
         ))
         // Knows the cluster, and comes before the body costs memory and time.
-        .layer(limit(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster), metrics))
+        .layer(limit(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster), config, metrics))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
         // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
         // what that sheds is refunded.
-        .layer(limit(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster), metrics))
+        .layer(limit(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster), config, metrics))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
@@ -192,16 +193,41 @@ pub fn drain() -> DrainLayer {
     DrainLayer::new(1 << 20, Duration::from_secs(2))
 }
 
-/// A limit of its own. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a sender
-/// whose retries were counted would be told 429, which a stock one takes for the end of its data.
-fn limit<C>(limit: Limit, charge: Option<C>, metrics: &Metrics) -> RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters> {
+/// So many failures of Redis in a row, and it is left alone for so long: requests then wait for nothing.
+const REDIS_FAILURES: NonZeroU32 = NonZeroU32::new(3).unwrap();
+const REDIS_LEFT_ALONE: Duration = Duration::from_secs(1);
+
+type LocalLimit<C> = RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters>;
+type SharedLimit<C> = RateLimitLayer<C, SharedLimiter, LimitCounters>;
+
+/// A limit of its own, shared between replicas where there is a Redis. What fails here is given back: of uploads down to one a
+/// minute; of remote write all of it, since a sender whose retries were counted would hear 429, which a stock one takes for the end
+/// of its data.
+fn limit<C>(
+    limit: Limit,
+    charge: Option<C>,
+    config: &Config,
+    metrics: &Metrics,
+) -> util::Either<LocalLimit<C>, SharedLimit<C>> {
     let local = Arc::new(LocalLimiter::new());
-    let counters = metrics.limiter.limit(limit, &local);
     let floor = match limit {
         Limit::Upload => Duration::from_secs(60),
         Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
     };
-    RateLimitLayer::optional(charge).limiter(local).refund_floor(floor).observed_by(counters)
+    let layer = RateLimitLayer::optional(charge)
+        .limiter(Arc::clone(&local))
+        .refund_floor(floor)
+        .observed_by(metrics.limiter.limit(limit, &local));
+    let Some(redis) = stores::rate_limit(&config.stores) else {
+        return util::Either::Left(layer);
+    };
+    let observer = metrics.limiter.shared(limit);
+    let keys = format!("infogw:ratelimit:{}", limit.name());
+    let shared = SharedLimiter::builder(redis, &keys, &config.keys.derive_secret("rate limits"), local)
+        .circuit(Circuit::observed_by(REDIS_FAILURES, REDIS_LEFT_ALONE, observer.clone()))
+        .observed_by(observer)
+        .build();
+    util::Either::Right(layer.limiter(shared))
 }
 
 fn forward(

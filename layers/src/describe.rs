@@ -74,6 +74,14 @@ foreign! {
     tower::limit::ConcurrencyLimit<S>, "ConcurrencyLimitLayer", &[];
 }
 
+/// A layer of two kinds, one of which was chosen at the start: they are the same in what they take and refuse with.
+#[cfg(feature = "rate-limit")]
+impl<A: Describe<Req>, B, Req> Describe<Req> for tower::util::Either<A, B> {
+    fn describe(rows: &mut Vec<Row>) {
+        A::describe(rows);
+    }
+}
+
 /// A predicate for tower's `FilterLayer` that says what it refuses.
 pub trait DescribePredicate {
     /// The reasons it refuses with.

@@ -7,6 +7,8 @@ mod checks;
 mod memory;
 mod quotas;
 mod refunds;
+#[cfg(all(feature = "rate-limit-redis", feature = "test-util"))]
+mod shared;
 mod threads;
 mod time;
 

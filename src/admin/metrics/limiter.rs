@@ -2,12 +2,19 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use infogw_layers::{
+    circuit::CircuitState,
     observe::Observe,
-    rate_limit::{LocalLimiter, RateLimitEvent},
+    rate_limit::{
+        LocalLimiter, RateLimitEvent,
+        shared::{Fallback, SharedEvent},
+    },
 };
 use prometheus::{
     IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -43,6 +50,8 @@ impl Limit {
 pub struct LimiterMetrics {
     rejections: [IntCounter; 3],
     refunds: [IntCounter; 3],
+    fallbacks: IntCounterVec,
+    lost: [IntCounter; 3],
     sizes: Sizes,
 }
 
@@ -64,6 +73,20 @@ impl LimiterMetrics {
                 "Requests refused, by the limit they were over.",
             )?,
             refunds: counters("infogw_rate_limit_refunds_total", "Attempts given back because they ended in a 5xx.")?,
+            fallbacks: register(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "infogw_rate_limit_shared_fallbacks_total",
+                        "Requests that this process limited by itself, because Redis timed out, failed, or was left alone after that.",
+                    ),
+                    &["limit", "cause"],
+                )?,
+            )?,
+            lost: counters(
+                "infogw_rate_limit_shared_refunds_lost_total",
+                "Attempts that ended in a 5xx and stay charged, because Redis could not be told.",
+            )?,
             sizes,
         })
     }
@@ -73,6 +96,63 @@ impl LimiterMetrics {
         self.sizes.add(limit, Arc::clone(local));
         let index = limit as usize;
         LimitCounters { rejections: self.rejections[index].clone(), refunds: self.refunds[index].clone() }
+    }
+}
+
+impl LimiterMetrics {
+    /// Handles for one limit that is shared.
+    pub fn shared(&self, limit: Limit) -> SharedCounters {
+        let fallbacks =
+            ["timeout", "error", "circuit_open"].map(|cause| self.fallbacks.with_label_values(&[limit.name(), cause]));
+        let lost = self.lost[limit as usize].clone();
+        SharedCounters { limit, fallbacks, lost, opened: Arc::default() }
+    }
+}
+
+/// Counts where a shared limit had to do without Redis, and logs when that begins and ends.
+#[derive(Debug, Clone)]
+pub struct SharedCounters {
+    limit: Limit,
+    /// Timeout, error, circuit open.
+    fallbacks: [IntCounter; 3],
+    lost: IntCounter,
+    /// The circuit has opened, and why was not logged yet.
+    opened: Arc<AtomicBool>,
+}
+
+impl Observe<SharedEvent> for SharedCounters {
+    fn observe(&self, event: &SharedEvent) {
+        let limit = self.limit.name();
+        let cause = match event {
+            SharedEvent::Answered => return,
+            SharedEvent::FellBack(cause) => {
+                let [timeout, error, open] = &self.fallbacks;
+                match cause {
+                    Fallback::TimedOut => timeout.inc(),
+                    Fallback::Failed(_) => error.inc(),
+                    Fallback::CircuitOpen => open.inc(),
+                }
+                cause
+            }
+            SharedEvent::RefundLost(cause) => {
+                self.lost.inc();
+                cause
+            }
+        };
+        if !matches!(cause, Fallback::CircuitOpen) && self.opened.swap(false, Ordering::Relaxed) {
+            tracing::warn!(limit, %cause, "Redis does not keep the rate limit: this process limits by itself");
+        } else {
+            tracing::debug!(limit, %cause, "Redis did not decide about the rate limit");
+        }
+    }
+}
+
+impl Observe<CircuitState> for SharedCounters {
+    fn observe(&self, state: &CircuitState) {
+        match state {
+            CircuitState::Open => self.opened.store(true, Ordering::Relaxed),
+            CircuitState::Closed => tracing::info!(limit = self.limit.name(), "Redis keeps the rate limit again"),
+        }
     }
 }
 
