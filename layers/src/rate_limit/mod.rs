@@ -67,8 +67,8 @@ pub struct Due<K> {
 pub trait Charge<R> {
     /// The key's bytes.
     type Key: AsRef<[u8]>;
-    /// What is counted, as a sender reads it: "over the rate limit of 10 requests at once".
-    const UNIT: &'static str = "requests";
+    /// One of what is counted, as a sender reads it: "over the rate limit of 10 requests at once".
+    const UNIT: &'static str = "request";
     /// What a sender can do whose request costs more than the quota ever has to give.
     const TOO_MUCH: &'static str = "send less at a time";
 
@@ -109,7 +109,7 @@ pub struct SamplesPerCluster(pub Quota);
 #[cfg(feature = "authorize")]
 impl<P: crate::payload::SeriesSet> Charge<http::Request<P>> for SamplesPerCluster {
     type Key = ClusterKey;
-    const UNIT: &'static str = "samples";
+    const UNIT: &'static str = "sample";
     const TOO_MUCH: &'static str = "set max_samples_per_send to at most that";
 
     fn charge(&self, request: &http::Request<P>) -> Option<Due<ClusterKey>> {
@@ -319,6 +319,7 @@ impl<S: Describe<R>, C, L, O, K, R> Describe<R> for RateLimit<S, C, L, O, K> {
 /// The answer to a refused attempt, in the charge's words.
 fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
     let (unit, burst) = (C::UNIT, quota.burst());
+    let s = if burst.get() == 1 { "" } else { "s" };
     match refused {
         Refused::Later { retry_after } => {
             let period = quota.period();
@@ -328,13 +329,13 @@ fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
             };
             let seconds = retry_after.as_secs() + 1;
             let detail =
-                format!("over the rate limit of {burst} {unit} at once and {earned}; come back in {seconds} s");
+                format!("over the rate limit of {burst} {unit}{s} at once and {earned}; come back in {seconds} s");
             Rejection::new(Reason::RateLimited, detail).retry_after(*retry_after)
         }
         Refused::Never { cost, .. } => Rejection::new(
             Reason::OverBurst,
             format!(
-                "{cost} {unit} in one request are more than the {burst} that the rate limit allows at once; {}",
+                "{cost} {unit}s in one request are more than the {burst} that the rate limit allows at once; {}",
                 C::TOO_MUCH
             ),
         ),
