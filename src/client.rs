@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     tls::{ClientFiles, Current, Live},
 };
+use infogw_layers::client_credentials::TokenSource;
 
 /// A client over pooled connections, plaintext or TLS, HTTP/1.1 or h2 as ALPN says.
 pub type HttpClient = Client<Connector, Full<Bytes>>;
@@ -36,6 +37,8 @@ pub struct Clients {
     pub authorize: HttpClient,
     /// Calls the upstream.
     pub forward: HttpClient,
+    /// The token that both are shown, if flags name an issuer.
+    pub credentials: Option<TokenSource>,
 }
 
 /// As telemeter-server has it.
@@ -53,6 +56,7 @@ impl Clients {
         Ok(Clients {
             authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
             forward: client(&config.tls.forward, Some(&config.forward_url), CONNECT_UPSTREAM)?,
+            credentials: None,
         })
     }
 }

@@ -94,7 +94,7 @@ where
         Box::pin(async move {
             let started = Instant::now();
             let answer = tokio::time::timeout(DEADLINE, async {
-                let (head, body) = answering.await.map_err(|_| Unanswered::Unreachable)?.into_parts();
+                let (head, body) = answering.await.map_err(Unanswered::because)?.into_parts();
                 let reading = beginning(body);
                 let body = match head.status.is_success() {
                     // It is one whatever follows. What follows is read all the same, or the connection could not be used again.
@@ -140,6 +140,8 @@ impl<C, O> Describe<Request<Full<Bytes>>> for Forward<C, O> {
             Reason::UpstreamUnavailable,
             Reason::UpstreamUnreachable,
             Reason::UpstreamTimeout,
+            // The client's own.
+            Reason::CredentialsUnavailable,
         ];
         rows.push(Row::new::<Request<Full<Bytes>>>("Forward", reasons));
     }
@@ -160,15 +162,24 @@ async fn beginning<B: Body>(body: B) -> Vec<u8> {
 }
 
 /// No answer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Unanswered {
     Unreachable,
     Late,
+    /// It was not even asked.
+    Unsent(Rejection),
+}
+
+impl Unanswered {
+    fn because(error: impl Into<BoxError>) -> Self {
+        error.into().downcast().map_or(Unanswered::Unreachable, |rejection| Unanswered::Unsent(*rejection))
+    }
 }
 
 impl From<Unanswered> for Rejection {
     fn from(unanswered: Unanswered) -> Self {
         match unanswered {
+            Unanswered::Unsent(rejection) => rejection,
             Unanswered::Unreachable => {
                 Rejection::new(Reason::UpstreamUnreachable, "the upstream cannot be reached; send this again later")
             }

@@ -6,8 +6,9 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
-    client::Clients,
+    client::{CONNECT, Clients, client},
     config::{Authorizer, Config},
+    credentials::token_source,
     route::Router,
     server::{self, Listener},
     tls::{Live, ServerFiles},
@@ -56,14 +57,21 @@ impl Gateway {
     /// [`StartError`]. Authorizer and upstream need not be up.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         let metrics = Metrics::new().map_err(|error| StartError::Environment(error.to_string()))?;
-        let clients = Clients::new(config).map_err(StartError::Environment)?;
-        let readiness = Readiness::default();
+        let environment = StartError::Environment;
+        let mut clients = Clients::new(config).map_err(environment)?;
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
         config.keys.follow(&mut followers, &metrics.keys);
         if let Some(client_info) = &config.client_info {
             client_info.follow(&mut followers, &metrics.identity);
         }
+        if let Some(oidc) = &config.oidc {
+            oidc.tls.follow(&mut followers, &metrics.tls);
+            let client = client(&oidc.tls, Some(oidc.issuer.configuration()), CONNECT).map_err(environment)?;
+            let counted = metrics.oidc().map_err(|error| environment(error.to_string()))?;
+            clients.credentials = Some(token_source(oidc, client, metrics.client("oauth", config.verbose), counted));
+        }
+        let readiness = Readiness::default();
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
             public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics),

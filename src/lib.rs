@@ -33,6 +33,7 @@
 pub mod admin;
 pub mod client;
 pub mod config;
+pub mod credentials;
 pub mod dev;
 pub mod forward;
 pub mod gateway;

@@ -5,7 +5,7 @@
 use std::{convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use infogw_layers::{
@@ -17,6 +17,7 @@ use infogw_layers::{
         tollbooth::{self, Tollbooth},
     },
     circuit::{Circuit, CircuitLayer},
+    client_credentials::{BearerLayer, TokenSource},
     decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
     describe::{Describe, DescribePredicate},
     drain::DrainLayer,
@@ -242,7 +243,14 @@ fn forward(
         Success::AsUpstream => config.receive_tenant.clone(),
     };
     let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
+    let client = showing(clients.credentials.clone(), client, |_| true);
     Forward::new(client, config.forward_url.clone(), tenant, success, handler)
+}
+
+/// Shows our own token, if there is one to show. Outside of what counts: each attempt is a request.
+fn showing(tokens: Option<TokenSource>, client: impl ApiClient, is_about_us: fn(&HeaderMap) -> bool) -> impl ApiClient {
+    let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
+    ServiceBuilder::new().option_layer(layer).map_err(Into::<BoxError>::into).service(client)
 }
 
 /// A client whose requests are counted.
@@ -347,10 +355,18 @@ fn registrations(
                 .layer(TimeoutLayer::new(CALL))
                 .layer(ObserveLayer::new(metrics.client("authorize", config.verbose)))
                 .service(clients.authorize.clone());
+            // Around the circuit: that we have no token is not the authorizer's failure.
+            let client = showing(clients.credentials.clone(), client, tollbooth::is_about_caller);
             let tollbooth = Tollbooth::new(client, uri.clone());
             let tollbooth = if needs_account { tollbooth.needs_account() } else { tollbooth };
             let patient = ServiceBuilder::new()
-                .map_err(|error: BoxError| if error.is::<Elapsed>() { tollbooth::unavailable() } else { error.into() })
+                .map_err(|error: BoxError| match error.downcast::<Rejection>() {
+                    // The cluster cannot be asked about, for whatever reason.
+                    Ok(rejection) if rejection.reason() == Reason::CredentialsUnavailable => tollbooth::unavailable(),
+                    Ok(rejection) => *rejection,
+                    Err(error) if error.is::<Elapsed>() => tollbooth::unavailable(),
+                    Err(error) => error.into(),
+                })
                 // Around the retries: whoever waits, waits for all of them.
                 .layer(TimeoutLayer::new(AUTHORIZATION))
                 .retry(RetryOutages::new(CALLS).unless_open(circuit.clone()))

@@ -89,6 +89,12 @@ const ACCEPTED: &[&str] = &[
     "--redis-tls-ca-crt",
     "--redis-tls-crt",
     "--redis-tls-key",
+    "--oidc-issuer",
+    "--client-id",
+    "--client-secret",
+    "--client-secret-file",
+    "--oidc-audience",
+    "--oidc-tls-ca-crt",
     "--help",
     "--version",
     "-v",
@@ -96,10 +102,6 @@ const ACCEPTED: &[&str] = &[
 
 /// Flags of the contract whose parts do not work yet.
 const LATER: &[&str] = &[
-    "--oidc-issuer",
-    "--client-id",
-    "--client-secret",
-    "--oidc-audience",
     "--internal.tracing.service-name",
     "--internal.tracing.endpoint",
     "--internal.tracing.endpoint-type",

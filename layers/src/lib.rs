@@ -13,6 +13,7 @@
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
 //! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
+//! | [`BearerLayer`](client_credentials) | `client-credentials` | around an HTTP client: sends our own token along |
 //!
 //! What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
 //!
@@ -26,6 +27,8 @@
 pub mod authorize;
 #[cfg(feature = "circuit")]
 pub mod circuit;
+#[cfg(feature = "client-credentials")]
+pub mod client_credentials;
 pub mod clock;
 #[cfg(feature = "test-util")]
 pub mod conformance;

@@ -81,6 +81,8 @@ reasons! {
     Timestamp, BAD_REQUEST, "timestamp";
     /// Series that do not carry the labels this identity must write.
     ClusterLabel, BAD_REQUEST, "cluster_label";
+    /// There is no token to show to the upstream: its issuer is down, or refuses us.
+    CredentialsUnavailable, SERVICE_UNAVAILABLE, "credentials_unavailable";
     /// The upstream refused the data; the status is its own.
     UpstreamRefused, BAD_REQUEST, "upstream_refused";
     /// The upstream refused us: our credentials, our URL.

@@ -27,7 +27,10 @@ use tower::retry::{
     budget::{Budget, TpsBudget},
 };
 
-use crate::{circuit::Circuit, rejection::Rejection};
+use crate::{
+    circuit::Circuit,
+    rejection::{Reason, Rejection},
+};
 
 /// The first pause, before jitter; it doubles with each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -66,6 +69,8 @@ impl<Req: Clone, Res> Policy<Req, Res, Rejection> for RetryOutages {
 
     fn retry(&mut self, _: &mut Req, result: &mut Result<Res, Rejection>) -> Option<Sleep> {
         match result {
+            // A token of ours was waited for already, and is got in the background.
+            Err(rejection) if rejection.reason() == Reason::CredentialsUnavailable => None,
             Err(rejection) if rejection.status().is_server_error() => {
                 self.made += 1;
                 let futile = self.circuit.as_ref().is_some_and(Circuit::is_open);
@@ -91,7 +96,6 @@ impl<Req: Clone, Res> Policy<Req, Res, Rejection> for RetryOutages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rejection::Reason;
     use std::{
         num::NonZeroU32,
         sync::atomic::{AtomicU32, Ordering},
@@ -115,7 +119,12 @@ mod tests {
         let began = Instant::now();
         assert_eq!(calls_made(RetryOutages::new(3), Reason::AuthorizerUnavailable).await, 3);
         assert!(began.elapsed() >= FIRST_PAUSE + FIRST_PAUSE / 2, "two pauses, the second twice as long");
-        for reason in [Reason::AuthorizerRefused, Reason::Unauthenticated, Reason::AuthorizerThrottled] {
+        for reason in [
+            Reason::AuthorizerRefused,
+            Reason::Unauthenticated,
+            Reason::AuthorizerThrottled,
+            Reason::CredentialsUnavailable,
+        ] {
             assert_eq!(calls_made(RetryOutages::new(3), reason).await, 1, "{reason}");
         }
     }

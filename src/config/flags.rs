@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{AuthorizationFlags, ClientInfoFlags, RateFlags, StoreFlags, TlsFlags};
+use super::{AuthorizationFlags, ClientInfoFlags, OidcFlags, RateFlags, StoreFlags, TlsFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -76,6 +76,10 @@ pub struct Flags {
     /// THANOS-TENANT of forwarded remote-write requests; none unless given.
     #[arg(long, value_name = "TENANT", help_heading = "Upstream")]
     pub receive_tenant_id: Option<String>,
+
+    /// Credentials of our own.
+    #[command(flatten)]
+    pub oidc: OidcFlags,
 
     /// PromQL selector of series to let pass, such as {__name__="up"}; repeatable. Without any, all pass.
     #[arg(long, value_name = "RULE", help_heading = "Policy", allow_hyphen_values = true)]

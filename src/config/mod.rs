@@ -5,6 +5,7 @@ mod client_info;
 mod delegations;
 pub mod duration;
 mod flags;
+mod oidc;
 mod rates;
 mod rules;
 mod stores;
@@ -33,6 +34,7 @@ pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
 pub use delegations::Delegations;
 pub use flags::{Command, CommandLine, Flags};
+pub use oidc::{Oidc, OidcFlags};
 pub use rates::{RateFlags, Rates};
 use rules::Relabel;
 pub use rules::{LiveRules, RuleSources, Rules};
@@ -88,6 +90,8 @@ pub struct Config {
     pub receive_tenant: Option<HeaderValue>,
     /// How often a cluster may write, and how much.
     pub rates: Rates,
+    /// How to get the token that authorizer and upstream are shown.
+    pub oidc: Option<Oidc>,
     /// What an upload may hold.
     pub upload_limits: DecodeLimits,
     /// What a remote-write request may hold.
@@ -251,6 +255,7 @@ impl Config {
         }
         let forward_url = url_of("--forward-url", &forward_url)?;
         let tls = TlsConfig::new(flags.tls, &forward_url, authorizer.url())?;
+        let oidc = Oidc::new(flags.oidc, &tls.roots)?;
         Ok(Config {
             listen,
             listen_internal,
@@ -269,6 +274,7 @@ impl Config {
                 .map(|id| header_value("--receive-tenant-id", &id))
                 .transpose()?,
             rates,
+            oidc,
             upload_limits,
             receive_limits,
             in_flight,

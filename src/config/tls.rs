@@ -126,7 +126,7 @@ impl TlsConfig {
 }
 
 /// Who names files for TLS means it: nothing may go out in plaintext then.
-fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
+pub(super) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
     let https = url.is_some_and(|url| url.scheme_str() == Some("https"));
     if let Some(file) = files.files().next().filter(|_| !https) {
         return wrong!("{}: this is for an https:// {flag}, and there is none", file.flag);
@@ -134,7 +134,7 @@ fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<Client
     Ok(Live::new(files)?)
 }
 
-fn file(flag: &'static str, path: Option<String>) -> Option<PemFile> {
+pub(super) fn file(flag: &'static str, path: Option<String>) -> Option<PemFile> {
     given(path).map(|path| PemFile { flag, path: path.into() })
 }
 

@@ -22,6 +22,7 @@
 pub mod authorizer;
 pub mod gateway;
 pub mod http;
+pub mod issuer;
 pub mod payload;
 pub mod process;
 pub mod prometheus;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use authorizer::{Authorizer, Registration};
 pub use gateway::Gateway;
 pub use http::Reply;
+pub use issuer::Issuer;
 pub use prometheus::Prometheus;
 pub use server::{Answer, Server};
 pub use stores::{Memcached, RedisServer};

@@ -79,6 +79,17 @@ impl Process {
         self.stdout.lines.borrow().clone()
     }
 
+    /// Waits until the lines on stdout are as `enough` wants them; `what` names it.
+    pub async fn wait_until_printed(&self, what: &str, enough: impl Fn(&[String]) -> bool) {
+        let mut lines = self.stdout.lines.clone();
+        let ended = match tokio::time::timeout(DEADLINE, lines.wait_for(|lines| enough(lines))).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(_ended)) => "ended before it printed".to_owned(),
+            Err(_elapsed) => format!("did not within {DEADLINE:?} print"),
+        };
+        panic!("{} {ended} {what}\n{}\n{}", self.name, self.stdout.text(), self.stderr.text());
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id().expect("the process was not waited for")

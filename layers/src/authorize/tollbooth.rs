@@ -191,6 +191,12 @@ pub fn unavailable() -> Rejection {
         .retry_after(Duration::from_secs(10))
 }
 
+/// Whether a 401 with these headers is about who asked, not about the cluster that was asked about: it challenges the caller
+/// (RFC 9110, section 11.6.1), or is not the authorizer's JSON at all.
+pub fn is_about_caller(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::WWW_AUTHENTICATE) || !is_json(headers)
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();

@@ -4,6 +4,7 @@ mod authorization;
 pub mod identity;
 pub mod keys;
 pub mod limiter;
+mod oidc;
 mod sampled;
 mod stores;
 pub mod tls;
@@ -24,7 +25,10 @@ use prometheus::{
     Registry, TEXT_FORMAT, TextEncoder, core::Collector,
 };
 
-pub use self::stores::{StoreMetrics, StoreObserver};
+pub use self::{
+    oidc::OidcMetrics,
+    stores::{StoreMetrics, StoreObserver},
+};
 use self::{authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 

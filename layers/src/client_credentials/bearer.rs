@@ -1,0 +1,103 @@
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use tower::ServiceExt;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Token, TokenSource};
+use crate::{
+    describe::{Describe, Row},
+    rejection::{BoxError, Reason, Rejection},
+};
+
+/// Sends the token along with each request of an HTTP client.
+///
+/// After a 401 the request is sent once more, with another token, if the source has or gets one. What is answered then stands.
+#[derive(Debug, Clone)]
+pub struct BearerLayer {
+    tokens: TokenSource,
+    is_about_us: fn(&HeaderMap) -> bool,
+}
+
+impl BearerLayer {
+    /// Sends tokens of `tokens`.
+    pub fn new(tokens: TokenSource) -> Self {
+        BearerLayer { tokens, is_about_us: |_| true }
+    }
+
+    /// Takes a 401 for a word on our token only where its headers say so, for neighbours who also judge the credentials of others.
+    #[must_use]
+    pub fn where_about_us(self, is_about_us: fn(&HeaderMap) -> bool) -> Self {
+        BearerLayer { is_about_us, ..self }
+    }
+}
+
+impl<S> Layer<S> for BearerLayer {
+    type Service = Bearer<S>;
+
+    fn layer(&self, inner: S) -> Bearer<S> {
+        Bearer { inner, tokens: self.tokens.clone(), is_about_us: self.is_about_us }
+    }
+}
+
+/// The service that [`BearerLayer`] makes. Its error is the client's own, or a boxed [`Rejection`] where there is no token.
+#[derive(Debug, Clone)]
+pub struct Bearer<S> {
+    inner: S,
+    tokens: TokenSource,
+    is_about_us: fn(&HeaderMap) -> bool,
+}
+
+impl<S, B, R> Service<Request<B>> for Bearer<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError>,
+    B: Clone + Send + 'static,
+    R: Send,
+{
+    type Response = Response<R>;
+    type Error = BoxError;
+    /// Boxed: there is one for each request over the network.
+    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, BoxError>> + Send>>;
+
+    /// Ready at once: a permit of the client must not be held while a token is waited for.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let Bearer { inner, tokens, is_about_us } = self.clone();
+        Box::pin(async move {
+            let token = tokens.token().await.map_err(Rejection::from)?;
+            let again = request.clone();
+            authorize(&mut request, &token);
+            let response = inner.clone().oneshot(request).await.map_err(Into::into)?;
+            if response.status() != StatusCode::UNAUTHORIZED || !is_about_us(response.headers()) {
+                return Ok(response);
+            }
+            let Some(token) = tokens.replace(&token).await else {
+                return Ok(response);
+            };
+            drop(response);
+            let mut request = again;
+            authorize(&mut request, &token);
+            inner.oneshot(request).await.map_err(Into::into)
+        })
+    }
+}
+
+fn authorize<B>(request: &mut Request<B>, token: &Token) {
+    request.headers_mut().insert(header::AUTHORIZATION, token.authorization().clone());
+}
+
+impl<S: Describe<Request<B>>, B> Describe<Request<B>> for Bearer<S> {
+    fn describe(rows: &mut Vec<Row>) {
+        rows.push(Row::new::<Request<B>>("BearerLayer", &[Reason::CredentialsUnavailable]));
+        S::describe(rows);
+    }
+}

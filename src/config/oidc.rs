@@ -1,0 +1,100 @@
+//! How the gateway gets a token of its own, to show to authorizer and upstream.
+
+use std::sync::Arc;
+
+use clap::Args;
+use infogw_layers::client_credentials::{ClientSecret, IssuerUrl};
+use rustls::RootCertStore;
+
+use super::{ConfigError, given, tls, wrong};
+use crate::tls::{ClientFiles, Live};
+
+/// Flags of the client-credentials grant.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OidcFlags {
+    /// OpenID issuer whose tokens the authorizer and the upstream are shown; none are shown unless given.
+    #[arg(long, value_name = "URL", help_heading = "Credentials")]
+    pub oidc_issuer: Option<String>,
+    /// This gateway's client id there.
+    #[arg(long, value_name = "ID", help_heading = "Credentials", allow_hyphen_values = true)]
+    pub client_id: Option<String>,
+    /// The client's secret; whoever may list processes sees it, so prefer --client-secret-file.
+    #[arg(long, value_name = "SECRET", help_heading = "Credentials", allow_hyphen_values = true)]
+    pub client_secret: Option<ClientSecret>,
+    /// File that holds the client's secret; read again for each token.
+    #[arg(long, value_name = "FILE", help_heading = "Credentials")]
+    pub client_secret_file: Option<String>,
+    /// Audience to ask a token for, which some issuers want.
+    #[arg(long, value_name = "AUDIENCE", help_heading = "Credentials")]
+    pub oidc_audience: Option<String>,
+    /// Authorities that the issuer's certificate may be of, PEM, besides the system's roots.
+    #[arg(long, value_name = "FILE", help_heading = "Credentials")]
+    pub oidc_tls_ca_crt: Option<String>,
+}
+
+/// How to get a token.
+#[derive(Debug)]
+pub struct Oidc {
+    /// Who issues it.
+    pub issuer: IssuerUrl,
+    /// Whom to.
+    pub client_id: String,
+    /// What the client proves itself with.
+    pub client_secret: ClientSecret,
+    /// What for.
+    pub audience: Option<String>,
+    /// TLS of the client that calls the issuer.
+    pub tls: Live<ClientFiles>,
+}
+
+impl Oidc {
+    /// What `flags` mean: nothing if none is given.
+    pub(super) fn new(flags: OidcFlags, roots: &Arc<RootCertStore>) -> Result<Option<Self>, ConfigError> {
+        let id = given(flags.client_id);
+        let value =
+            flags.client_secret.filter(|secret| !matches!(secret, ClientSecret::Value(value) if value.is_empty()));
+        let file = given(flags.client_secret_file);
+        let audience = given(flags.oidc_audience);
+        let ca = tls::file("--oidc-tls-ca-crt", flags.oidc_tls_ca_crt);
+        let Some(issuer) = given(flags.oidc_issuer) else {
+            let others = [
+                ("--client-id", id.is_some()),
+                ("--client-secret", value.is_some()),
+                ("--client-secret-file", file.is_some()),
+                ("--oidc-audience", audience.is_some()),
+                ("--oidc-tls-ca-crt", ca.is_some()),
+            ];
+            return match others.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => wrong!("{flag} is of no use without --oidc-issuer; give both or neither"),
+                None => Ok(None),
+            };
+        };
+        // What stands before an @ may be a password.
+        let shown = if issuer.contains('@') { "the value" } else { &format!("`{issuer}`") };
+        let issuer: IssuerUrl =
+            issuer.parse().map_err(|error| ConfigError(format!("--oidc-issuer: {shown}: {error}")))?;
+        let Some(client_id) = id else {
+            return wrong!("--oidc-issuer needs --client-id, the client that tokens are issued to");
+        };
+        let client_secret = match (value, file) {
+            (Some(value), None) => value,
+            (None, Some(path)) => secret_file(path)?,
+            (Some(_), Some(_)) => {
+                return wrong!("--client-secret and --client-secret-file exclude each other; give one of them");
+            }
+            (None, None) => return wrong!("--oidc-issuer needs --client-secret-file or --client-secret"),
+        };
+        let files = ClientFiles { ca, ..ClientFiles::new("issuer", Arc::clone(roots)) };
+        let tls = tls::used(files, "--oidc-issuer", Some(issuer.configuration()))?;
+        Ok(Some(Oidc { issuer, client_id, client_secret, audience, tls }))
+    }
+}
+
+fn secret_file(path: String) -> Result<ClientSecret, ConfigError> {
+    let text = std::fs::read_to_string(&path);
+    let text = text.map_err(|error| ConfigError(format!("--client-secret-file: {path}: {error}")))?;
+    if text.trim_end_matches(['\r', '\n']).is_empty() {
+        return wrong!("--client-secret-file: {path} holds no secret");
+    }
+    Ok(ClientSecret::File(path.into()))
+}
