@@ -25,11 +25,14 @@ use prometheus::{
     Registry, TEXT_FORMAT, TextEncoder, core::Collector,
 };
 
+use self::{
+    authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics,
+    tls::TlsMetrics,
+};
 pub use self::{
     oidc::OidcMetrics,
     stores::{StoreMetrics, StoreObserver},
 };
-use self::{authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics, tls::TlsMetrics};
 use crate::forward::Forwarded;
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
