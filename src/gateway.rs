@@ -139,8 +139,14 @@ pub fn warn_about(config: &Config) {
         );
     } else if !config.keys.is_shared() {
         tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
-        if config.stores.redis.is_some() {
-            tracing::warn!("--redis without --shared-key: this process shares its rate limits with no other");
+    }
+    for (flag, given) in
+        [("--redis", config.stores.redis.is_some()), ("--memcached", config.stores.memcached.is_some())]
+    {
+        if given && !config.keys.is_shared() {
+            tracing::warn!(
+                "{flag} without --shared-key: this process shares nothing with others, which have other keys"
+            );
         }
     }
 }

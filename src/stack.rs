@@ -11,7 +11,7 @@ use http_body_util::{Either, Full};
 use infogw_layers::{
     authorize::{
         AuthorizeLayer, BearerToken, ClusterCredential, Identity, Secret,
-        cache::{CacheConfig, CacheLayer},
+        cache::{CacheConfig, CacheLayer, SharedGrants},
         single_flight::SingleFlightLayer,
         token::TokenAuthorizer,
         tollbooth::{self, Tollbooth},
@@ -322,11 +322,20 @@ fn sender_authorizer(
     handler: Handler,
 ) -> Authorizing<Sender> {
     let asking = registrations(config, metrics, clients, circuit, false);
-    let cache = CacheLayer::new(config.authorizations.clone());
+    let cache =
+        CacheLayer::new(CacheConfig { shared: shared_grants(config, metrics), ..config.authorizations.clone() });
     metrics.cache("authorizer", cache.handle());
     let authorizer = SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity);
     let rules = config.rules.clone();
     BoxCloneSyncService::new(authorizer.map_response(move |identity| rules.delegate(identity)))
+}
+
+/// Where replicas that have the same key, and ask the same authorizer, share what it grants.
+fn shared_grants(config: &Config, metrics: &'static Metrics) -> Option<SharedGrants> {
+    let Authorizer::Registrations(uri) = &config.authorizer else { return None };
+    let store = stores::authorizations(&config.stores, metrics)?;
+    let secret = config.keys.derive_secret(&format!("authorizations by {uri}"));
+    Some(SharedGrants::new(store, "infogw:authorization:", &secret, config.stores.expire))
 }
 
 /// The authorizer that flags name.

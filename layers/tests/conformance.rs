@@ -133,8 +133,8 @@ async fn circuit() {
         let probe = tokio::spawn(service.clone().oneshot(Request::new(())));
         handle.next_request().await.unwrap().1.send_response(answered(status));
         assert_eq!(probe.await.unwrap().unwrap().status(), status);
-        let next = tokio::spawn(service.clone().oneshot(Request::new(())));
         if closes {
+            let next = tokio::spawn(service.clone().oneshot(Request::new(())));
             handle.next_request().await.unwrap().1.send_error("hung up");
             assert_eq!(next.await.unwrap().unwrap_err().to_string(), "hung up");
         }

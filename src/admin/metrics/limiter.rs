@@ -1,11 +1,8 @@
 //! What the rate limits refused, gave back and remember.
 
-use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use infogw_layers::{
@@ -16,13 +13,9 @@ use infogw_layers::{
         shared::{Fallback, SharedEvent},
     },
 };
-use prometheus::{
-    IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-    core::{Collector, Desc},
-    proto::MetricFamily,
-};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{each, register};
+use super::{each, register, sampled::Sampled};
 
 /// The limits, as the label `limit` names them.
 const LIMITS: [&str; 3] = ["upload", "receive_requests", "receive_samples"];
@@ -52,7 +45,7 @@ pub struct LimiterMetrics {
     refunds: [IntCounter; 3],
     fallbacks: IntCounterVec,
     lost: [IntCounter; 3],
-    sizes: Sizes,
+    sizes: Sampled,
 }
 
 impl LimiterMetrics {
@@ -61,12 +54,12 @@ impl LimiterMetrics {
             let counters = register(registry, IntCounterVec::new(Opts::new(name, help), &["limit"])?)?;
             Ok::<_, prometheus::Error>(each(&counters, LIMITS))
         };
-        let keys = Opts::new(
+        let sizes = Sampled::new(
+            registry,
             "infogw_rate_limit_keys",
             "Clusters that this process's limiter has state of: those that took something not yet earned back.",
-        );
-        let sizes = Sizes { keys: IntGaugeVec::new(keys, &["limit"])?, limiters: Arc::default() };
-        registry.register(Box::new(sizes.clone()))?;
+            "limit",
+        )?;
         Ok(LimiterMetrics {
             rejections: counters(
                 "infogw_rate_limit_rejections_total",
@@ -93,7 +86,8 @@ impl LimiterMetrics {
 
     /// Handles for one limit, which counts in `local`.
     pub fn limit(&self, limit: Limit, local: &Arc<LocalLimiter>) -> LimitCounters {
-        self.sizes.add(limit, Arc::clone(local));
+        let counted = Arc::clone(local);
+        self.sizes.add(limit.name(), move || counted.len() as u64);
         let index = limit as usize;
         LimitCounters { rejections: self.rejections[index].clone(), refunds: self.refunds[index].clone() }
     }
@@ -169,39 +163,5 @@ impl Observe<RateLimitEvent> for LimitCounters {
             RateLimitEvent::TooSoon | RateLimitEvent::TooMuch => self.rejections.inc(),
             RateLimitEvent::Refunded => self.refunds.inc(),
         }
-    }
-}
-
-type Tracked = (Limit, Arc<LocalLimiter>);
-
-/// Sizes are looked up when they are asked for.
-#[derive(Clone)]
-struct Sizes {
-    keys: IntGaugeVec,
-    limiters: Arc<Mutex<Vec<Tracked>>>,
-}
-
-impl Sizes {
-    fn add(&self, limit: Limit, local: Arc<LocalLimiter>) {
-        self.limiters.lock().unwrap_or_else(PoisonError::into_inner).push((limit, local));
-    }
-}
-
-impl fmt::Debug for Sizes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sizes").field(&self.limiters).finish()
-    }
-}
-
-impl Collector for Sizes {
-    fn desc(&self) -> Vec<&Desc> {
-        self.keys.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        for (limit, local) in &*self.limiters.lock().unwrap_or_else(PoisonError::into_inner) {
-            self.keys.with_label_values(&[limit.name()]).set(local.len() as i64);
-        }
-        self.keys.collect()
     }
 }

@@ -89,9 +89,9 @@ impl SharedGrants {
         self.set(key, value.into(), useful.min(self.longest));
     }
 
-    /// Takes a grant back.
+    /// Takes a grant back: stores can overwrite, not all can remove.
     pub(super) fn forget(&self, credential: &impl Hash) {
-        self.set(self.key(credential), Bytes::new(), Duration::from_secs(1));
+        self.set(self.key(credential), Bytes::from_static(&[0]), Duration::from_secs(1));
     }
 
     fn set(&self, key: String, value: Bytes, life: Duration) {
