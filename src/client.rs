@@ -9,23 +9,25 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Uri;
+use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use infogw_layers::rejection::BoxError;
+use infogw_layers::{
+    client_credentials::{BearerLayer, TokenSource},
+    rejection::BoxError,
+};
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
-use tower::Service;
+use tower::{Service, ServiceBuilder};
 
 use crate::{
     config::Config,
     tls::{ClientFiles, Current, Live},
 };
-use infogw_layers::client_credentials::TokenSource;
 
 /// A client over pooled connections, plaintext or TLS, HTTP/1.1 or h2 as ALPN says.
 pub type HttpClient = Client<Connector, Full<Bytes>>;
@@ -111,4 +113,33 @@ impl Service<Uri> for Connector {
 /// The error and its causes.
 fn chain(error: &(dyn Error + 'static)) -> String {
     iter::successors(Some(error), |&error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Shows our own token, if there is one to show. Outside of what counts: each attempt is a request.
+pub fn showing(
+    tokens: Option<TokenSource>,
+    client: impl ApiClient,
+    is_about_us: fn(&HeaderMap) -> bool,
+) -> impl ApiClient {
+    let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
+    ServiceBuilder::new().option_layer(layer).map_err(Into::<BoxError>::into).service(client)
+}
+
+/// A client whose requests are counted.
+pub trait ApiClient:
+    Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<C> ApiClient for C where
+    C: Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
 }

@@ -31,6 +31,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod admin;
+pub mod authorizers;
 pub mod client;
 pub mod config;
 pub mod credentials;
@@ -39,6 +40,7 @@ pub mod forward;
 pub mod gateway;
 pub mod identity;
 pub mod keys;
+pub mod limits;
 pub mod log;
 pub mod registration;
 pub mod route;
@@ -60,6 +62,7 @@ mod tests {
 
     use crate::{
         admin::metrics::Metrics,
+        authorizers,
         client::Clients,
         config::{Config, Flags},
         stack::{self, Stack},
@@ -97,11 +100,11 @@ mod tests {
         };
         let config = Config::new(flags).unwrap();
         let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(&config).unwrap());
-        let authorizer = stack::authorizer_circuit(metrics);
+        let circuit = authorizers::circuit(metrics);
         let stacks = [
-            ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &authorizer))),
+            ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &circuit))),
             ("/upload", rows(&stack::upload(&config, metrics, &clients))),
-            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &authorizer))),
+            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &circuit))),
         ];
         let tables: Vec<_> = stacks.iter().map(|(name, rows)| table(name, rows)).collect();
         let tables = tables.join("\n");

@@ -14,6 +14,7 @@ use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
+    authorizers,
     client::Clients,
     config::Config,
     stack::{self, Answer, Stack},
@@ -47,11 +48,11 @@ impl Router {
             let response = other(&request, &ready).map(Either::Left);
             async move { Ok(response) }
         });
-        let authorizer = stack::authorizer_circuit(metrics);
+        let circuit = authorizers::circuit(metrics);
         Router(Arc::new(Routes {
-            authorize: boxed(stack::authorize(config, metrics, clients, &authorizer)),
+            authorize: boxed(stack::authorize(config, metrics, clients, &circuit)),
             upload: boxed(stack::upload(config, metrics, clients)),
-            receive: boxed(stack::receive(config, metrics, clients, &authorizer)),
+            receive: boxed(stack::receive(config, metrics, clients, &circuit)),
             other: BoxCloneSyncService::new(stack::drain().layer(other)),
             readiness,
         }))
