@@ -2,6 +2,10 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use infogw_layers::{
     authorize::{
         ClusterCredential, Identity, Secret,
@@ -58,6 +62,8 @@ pub fn tokens(config: &Config, metrics: &'static Metrics, handler: Handler) -> A
         grant_life: config.token_lifetime,
         refresh_ahead: false,
         grace: Duration::ZERO,
+        // Verifying is no call, and waits for nobody.
+        calls: usize::MAX,
         shared: None,
         ..config.authorizations.clone()
     });
@@ -103,8 +109,12 @@ pub fn senders(
 fn shared_grants(config: &Config, metrics: &'static Metrics) -> Option<SharedGrants> {
     let Authorizer::Registrations(uri) = &config.authorizer else { return None };
     let store = stores::authorizations(&config.stores, metrics)?;
-    let secret = config.keys.derive_secret(&format!("authorizations by {uri}"));
-    Some(SharedGrants::new(store, "infogw:authorization:", &secret, config.stores.expire))
+    let context = format!("authorizations by {uri}");
+    let secret = config.keys.derive_secret(&context);
+    let shared = SharedGrants::new(store, "infogw:authorization:", &secret, config.stores.expire);
+    let following = shared.clone();
+    config.keys.on_new_secret(context, move |secret| following.set_secret(secret));
+    Some(shared)
 }
 
 /// The authorizer that flags name.
@@ -127,16 +137,18 @@ fn registrations(
             ))
         })),
         Authorizer::Registrations(uri) => {
+            let requests = metrics.client("authorize", config.verbose);
             let client = ServiceBuilder::new()
                 // Around the timeout: whoever does not answer in time is not there.
                 .layer(CircuitLayer::new(circuit.clone(), tollbooth::unavailable()))
+                // Around the whole answer: one that ends in mid-word is none.
                 .layer(TimeoutLayer::new(CALL))
-                .layer(ObserveLayer::new(metrics.client("authorize", config.verbose)))
-                .service(clients.authorize.clone());
+                .service(ObserveLayer::new(requests).layer(clients.authorize.clone()).and_then(whole));
             // Around the circuit: that we have no token is not the authorizer's failure.
             let client = showing(clients.credentials.clone(), client, tollbooth::is_about_caller);
             let tollbooth = Tollbooth::new(client, uri.clone());
             let tollbooth = if needs_account { tollbooth.needs_account() } else { tollbooth };
+            let tollbooth = if clients.credentials.is_some() { tollbooth.shows_credentials() } else { tollbooth };
             let patient = ServiceBuilder::new()
                 .map_err(|error: BoxError| match error.downcast::<Rejection>() {
                     // The cluster cannot be asked about, for whatever reason.
@@ -152,4 +164,14 @@ fn registrations(
             BoxCloneSyncService::new(patient)
         }
     }
+}
+
+/// The longest answer of the authorizer that is read, in bytes.
+const LONGEST_ANSWER: usize = 32 * 1024;
+
+/// The answer with its body.
+async fn whole(answer: Response<Incoming>) -> Result<Response<Full<Bytes>>, BoxError> {
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, LONGEST_ANSWER).collect().await?.to_bytes();
+    Ok(Response::from_parts(head, Full::new(body)))
 }

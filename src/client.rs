@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -116,18 +117,18 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Shows our own token, if there is one to show. Outside of what counts: each attempt is a request.
-pub fn showing(
+pub fn showing<B: Send + 'static>(
     tokens: Option<TokenSource>,
-    client: impl ApiClient,
+    client: impl ApiClient<B>,
     is_about_us: fn(&HeaderMap) -> bool,
-) -> impl ApiClient {
+) -> impl ApiClient<B> {
     let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
     ServiceBuilder::new().option_layer(layer).map_err(Into::<BoxError>::into).service(client)
 }
 
-/// A client whose requests are counted.
-pub trait ApiClient:
-    Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+/// A client whose requests are counted. Its answers have a body of type `B`.
+pub trait ApiClient<B = Incoming>:
+    Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
     + Clone
     + Send
     + Sync
@@ -135,8 +136,8 @@ pub trait ApiClient:
 {
 }
 
-impl<C> ApiClient for C where
-    C: Service<Request<Full<Bytes>>, Response = Response<hyper::body::Incoming>, Error: Into<BoxError>, Future: Send>
+impl<C, B> ApiClient<B> for C where
+    C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + Sync

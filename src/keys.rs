@@ -4,7 +4,11 @@
 //! leaving the old one out once its last token has expired. That may be done in the files, too: they are read again when they change
 //! and on SIGHUP.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use infogw_layers::authorize::jwt::{KeyError, SigningKey, TokenSigner, TokenVerifier, VerifyingKey};
 use tokio::task::JoinSet;
@@ -18,6 +22,7 @@ pub struct Keyring {
     followed: Followed,
     signer: TokenSigner,
     verifier: TokenVerifier,
+    takers: Takers,
 }
 
 /// Why there are no keys, or no new ones: one line, which never holds any of a key.
@@ -64,6 +69,7 @@ impl Keyring {
             followed,
             signer: TokenSigner::new(first),
             verifier: TokenVerifier::new(all),
+            takers: Takers::default(),
         })
     }
 
@@ -80,6 +86,12 @@ impl Keyring {
     /// A secret that every replica with the same first key has: see [`SigningKey::derive_secret`].
     pub fn derive_secret(&self, context: &str) -> [u8; 32] {
         self.signer.derive_secret(context)
+    }
+
+    /// Has `take` told of [that secret](Self::derive_secret) whenever the first key changes, so that replicas whose keys are rotated
+    /// in their files go on sharing.
+    pub fn on_new_secret(&self, context: String, take: impl Fn(&[u8; 32]) + Send + Sync + 'static) {
+        self.takers.lock().push((context, Box::new(take)));
     }
 
     /// Whether the keys were given, so that other replicas have them, too.
@@ -131,7 +143,28 @@ impl Keyring {
         // The verifier first: nobody gets a token that is not taken.
         self.verifier.replace(all);
         self.signer.replace(first);
+        for (context, take) in &*self.takers.lock() {
+            take(&self.derive_secret(context));
+        }
         Ok(true)
+    }
+}
+
+type Taker = (String, Box<dyn Fn(&[u8; 32]) + Send + Sync>);
+
+/// Who is told of new secrets.
+#[derive(Clone, Default)]
+struct Takers(Arc<Mutex<Vec<Taker>>>);
+
+impl Takers {
+    fn lock(&self) -> MutexGuard<'_, Vec<Taker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Takers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.lock().iter().map(|(context, _)| context)).finish()
     }
 }
 

@@ -153,8 +153,9 @@ impl Attempt {
             let mut progress = inner.progress();
             progress.failed = progress.failed.saturating_add(1);
             let opened = progress.open_until.is_none() && progress.failed >= inner.failures.get();
-            // Those that were let through before it opened, and fail later, do not keep it open for longer.
-            if opened || self.probe {
+            // Those that were let through before it opened, and fail later, do not keep it open for longer. Nor does a probe open it
+            // again if one of those has succeeded meanwhile.
+            if opened || (self.probe && progress.open_until.is_some()) {
                 progress.open_until = Some(now.saturating_add(inner.open_for));
             }
             opened
@@ -345,6 +346,18 @@ mod tests {
         open(&circuit, Duration::ZERO);
         late.succeeded();
         assert!(circuit.admit(SECOND).is_ok());
+    }
+
+    /// Or it would be open, and nobody told.
+    #[test]
+    fn a_probe_that_fails_after_a_late_success_is_one_failure() {
+        let circuit = circuit();
+        let late = circuit.admit(Duration::ZERO).unwrap();
+        open(&circuit, Duration::ZERO);
+        let probe = circuit.admit(10 * SECOND).unwrap();
+        late.succeeded();
+        probe.failed(11 * SECOND);
+        assert!(!circuit.is_open());
     }
 
     #[test]

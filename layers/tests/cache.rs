@@ -272,13 +272,16 @@ async fn while_the_authorizer_is_down_an_expired_grant_serves_for_its_grace_and_
     let asking = world.ask("c1");
     world.asked().await.send_error(rejection(Reason::AuthorizerUnavailable));
     assert_eq!(asking.await.unwrap().unwrap(), identity("c1"));
-    assert_eq!(world.events(), [CacheEvent::Asked(Verdict::Outage), CacheEvent::Stale]);
+    assert_eq!(
+        world.events(),
+        [CacheEvent::Miss, CacheEvent::Asked(Verdict::Outage), CacheEvent::Stale { waited: true }]
+    );
 
     // From now on nobody waits; one at a time finds out whether it is over.
     for _ in 0..10 {
         assert_eq!(world.at_once("c1").await.unwrap(), identity("c1"));
     }
-    assert_eq!(world.events(), [CacheEvent::Stale; 10]);
+    assert_eq!(world.events(), [CacheEvent::Stale { waited: false }; 10]);
     world.asked().await.send_error(rejection(Reason::AuthorizerThrottled));
     world.settle().await;
     world.nobody_asks();

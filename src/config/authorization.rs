@@ -26,7 +26,7 @@ pub struct AuthorizationFlags {
 }
 
 impl AuthorizationFlags {
-    /// The cache that they ask for; replicas do not share it yet.
+    /// The cache that they ask for. Whether replicas share it, other flags say.
     ///
     /// # Errors
     /// The first thing that is wrong with them.

@@ -1,4 +1,8 @@
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use base64::{
     Engine,
@@ -95,7 +99,8 @@ impl<B> CredentialSource<B> for CompositeToken {
         if composite.authorization_token.is_empty() {
             return Err(refuse("has an empty authorization_token".to_owned()));
         }
-        Ok(ClusterCredential { cluster, body: Bytes::from(json) })
+        let token = Secret::new(&*composite.authorization_token);
+        Ok(ClusterCredential { cluster, token, body: Bytes::from(json) })
     }
 }
 
@@ -106,10 +111,27 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// A cluster and the proof that it may speak as itself: the JSON that a cluster authorizer takes.
-#[derive(Clone, PartialEq, Eq, Hash)]
+///
+/// Two of the same cluster and token are equal, and hash alike, however their JSON is spelt: nobody makes many out of one.
+#[derive(Clone)]
 pub struct ClusterCredential {
     cluster: ClusterId,
+    token: Secret,
     body: Bytes,
+}
+
+impl PartialEq for ClusterCredential {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.cluster, &self.token) == (&other.cluster, &other.token)
+    }
+}
+
+impl Eq for ClusterCredential {}
+
+impl Hash for ClusterCredential {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.cluster, &self.token).hash(state);
+    }
 }
 
 impl ClusterCredential {
@@ -125,7 +147,7 @@ impl ClusterCredential {
             Registration { cluster_id: cluster.as_str(), authorization_token: token.expose(), account_id: "" };
         // Strings always serialise.
         let body = serde_json::to_vec(&registration).unwrap_or_default();
-        ClusterCredential { cluster, body: body.into() }
+        ClusterCredential { cluster, token: token.clone(), body: body.into() }
     }
 
     /// The cluster that is claimed.
@@ -257,6 +279,16 @@ mod tests {
         assert_eq!(credential.field("tenant").as_deref(), Some("t"));
         assert_eq!(credential.field("authorization_token"), None);
         assert!(!format!("{credential:?}").contains("s3cret"));
+
+        let spelt = [
+            r#"{"cluster_id":"c1","authorization_token":"s3cret"}"#,
+            r#"{"authorization_token":"s3\u0063ret","cluster_id":"c1","n":7}"#,
+        ];
+        for alike in spelt {
+            assert_eq!(composite(alike).unwrap(), credential, "{alike}");
+        }
+        assert_ne!(composite(r#"{"authorization_token":"other","cluster_id":"c1"}"#).unwrap(), credential);
+        assert_ne!(composite(r#"{"authorization_token":"s3cret","cluster_id":"c2"}"#).unwrap(), credential);
 
         for refused in [
             r#"{"authorization_token":"s3cret","cluster_id":"c1","cluster_id":"c2"}"#,

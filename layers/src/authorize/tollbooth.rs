@@ -47,13 +47,20 @@ pub struct Tollbooth<C> {
     client: C,
     uri: Uri,
     deadline: Duration,
+    terms: Terms,
+}
+
+/// What makes an answer a fault of the authorizer, or of ours, that would otherwise be about the cluster.
+#[derive(Debug, Clone, Copy, Default)]
+struct Terms {
     needs_account: bool,
+    shows_credentials: bool,
 }
 
 impl<C> Tollbooth<C> {
     /// Asks `uri` through `client`. An answer has 20 seconds, as in telemeter-server.
     pub fn new(client: C, uri: Uri) -> Self {
-        Tollbooth { client, uri, deadline: Duration::from_secs(20), needs_account: false }
+        Tollbooth { client, uri, deadline: Duration::from_secs(20), terms: Terms::default() }
     }
 
     /// Gives an answer `deadline`.
@@ -65,7 +72,14 @@ impl<C> Tollbooth<C> {
     /// Takes a grant without an account for a fault of the authorizer: a token needs a subject.
     #[must_use]
     pub fn needs_account(self) -> Self {
-        Tollbooth { needs_account: true, ..self }
+        Tollbooth { terms: Terms { needs_account: true, ..self.terms }, ..self }
+    }
+
+    /// The client shows a token of our own, so a 401 that challenges whoever asked is about that one, and an outage: see
+    /// [`is_about_caller`].
+    #[must_use]
+    pub fn shows_credentials(self) -> Self {
+        Tollbooth { terms: Terms { shows_credentials: true, ..self.terms }, ..self }
     }
 }
 
@@ -96,11 +110,11 @@ where
         request.headers_mut().insert(header::ACCEPT, json);
 
         let answering = self.client.clone().oneshot(request);
-        let (deadline, needs_account) = (self.deadline, self.needs_account);
+        let (deadline, terms) = (self.deadline, self.terms);
         Box::pin(async move {
             let answered = tokio::time::timeout(deadline, answer::<C, B>(answering));
             let (status, headers, body) = answered.await.unwrap_or_else(|_late| Err(unavailable()))?;
-            judge(status, &headers, &body, &credential, needs_account)
+            judge(status, &headers, &body, &credential, terms)
         })
     }
 }
@@ -124,7 +138,7 @@ fn judge(
     headers: &HeaderMap,
     body: &[u8],
     credential: &ClusterCredential,
-    needs_account: bool,
+    terms: Terms,
 ) -> Result<Arc<Identity>, Rejection> {
     match status {
         StatusCode::OK | StatusCode::CREATED => {
@@ -134,7 +148,7 @@ fn judge(
             }
             let registration = serde_json::from_slice::<Registration>(body).ok();
             let account = registration.map(|r| r.account_id).filter(|account| !account.is_empty());
-            if account.is_none() && needs_account {
+            if account.is_none() && terms.needs_account {
                 return Err(unavailable());
             }
             let account = account.map(Arc::from);
@@ -146,6 +160,7 @@ fn judge(
             Err(Rejection::new(Reason::AuthorizerThrottled, "the authorizer asks this cluster to come back later")
                 .retry_after(wait))
         }
+        StatusCode::UNAUTHORIZED if terms.shows_credentials && is_about_caller(headers) => Err(unavailable()),
         _ if status.is_client_error() && is_json(headers) && !is_about_us(status) => Err(refusal(status)),
         // 5xx, redirects, and 4xx that some router in between made up.
         _ => Err(unavailable()),
@@ -216,7 +231,8 @@ mod tests {
     ) -> Result<Arc<Identity>, Rejection> {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))]);
         let credential = ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("s3cret"));
-        judge(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), &credential, needs_account)
+        let terms = Terms { needs_account, ..Terms::default() };
+        judge(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), &credential, terms)
     }
 
     #[test]
@@ -258,6 +274,19 @@ mod tests {
     }
 
     #[test]
+    fn a_challenge_is_about_our_own_token_where_we_show_one() {
+        let challenged =
+            [(header::CONTENT_TYPE, "application/json"), (header::WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")];
+        let challenged = HeaderMap::from_iter(challenged.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        let credential = ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("t"));
+        for (shows_credentials, expected) in [(true, 503), (false, 401)] {
+            let terms = Terms { shows_credentials, ..Terms::default() };
+            let rejection = judge(StatusCode::UNAUTHORIZED, &challenged, b"{}", &credential, terms).unwrap_err();
+            assert_eq!(rejection.status(), expected);
+        }
+    }
+
+    #[test]
     fn throttling_passes_on_how_long_to_wait() {
         for (after, seconds) in [(Some("7"), 7), (Some("99999"), 3600), (Some("soon"), 300), (None, 300)] {
             let mut headers = HeaderMap::new();
@@ -265,7 +294,8 @@ mod tests {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static(after));
             }
             let credential = ClusterCredential::registration(ClusterId::new("c1").unwrap(), &Secret::new("t"));
-            let rejection = judge(StatusCode::TOO_MANY_REQUESTS, &headers, b"", &credential, false).unwrap_err();
+            let rejection =
+                judge(StatusCode::TOO_MANY_REQUESTS, &headers, b"", &credential, Terms::default()).unwrap_err();
             assert_eq!(rejection.reason(), Reason::AuthorizerThrottled);
             assert_eq!((rejection.status().as_u16(), rejection.wait()), (429, Some(Duration::from_secs(seconds))));
         }

@@ -100,7 +100,7 @@ async fn in_an_outage_an_expired_grant_of_another_serves_too() {
     let asking = second.ask("c1");
     second.asked().await.send_error(rejection(Reason::AuthorizerUnavailable));
     assert_eq!(asking.await.unwrap().unwrap(), identity("c1"));
-    assert_eq!(second.events().last(), Some(&CacheEvent::Stale));
+    assert_eq!(second.events().last(), Some(&CacheEvent::Stale { waited: true }));
     assert_eq!(second.at_once("c1").await.unwrap(), identity("c1"));
 
     second.clock.advance(LIFE);
@@ -185,4 +185,117 @@ async fn a_store_that_fails_is_a_miss() {
     world.granted("c1").await;
     world.settle().await;
     assert_eq!(world.at_once("c1").await.unwrap(), identity("c1"));
+}
+
+/// An authorizer that says when to come back is not asked again before, however often a known cluster comes.
+#[tokio::test(start_paused = true)]
+async fn throttled_the_authorizer_is_left_alone_while_a_shared_grant_serves() {
+    let store = Arc::new(Memory::default());
+    let [mut first] = replicas(&store);
+    first.granted("c1").await;
+    first.settle().await;
+    first.clock.advance(LIFE);
+    let asking = first.ask("c1");
+    let throttled = rejection(Reason::AuthorizerThrottled).retry_after(10 * SECOND);
+    first.asked().await.send_error(throttled);
+    asking.await.unwrap().unwrap();
+    for _ in 0..50 {
+        assert_eq!(first.ask("c1").await.unwrap().unwrap(), identity("c1"));
+    }
+    first.nobody_asks();
+
+    let [mut second] = replicas(&store);
+    second.clock.advance(LIFE);
+    let asking = second.ask("c1");
+    let throttled = rejection(Reason::AuthorizerThrottled).retry_after(10 * SECOND);
+    second.asked().await.send_error(throttled);
+    assert_eq!(asking.await.unwrap().unwrap(), identity("c1"));
+    for _ in 0..50 {
+        assert_eq!(second.ask("c1").await.unwrap().unwrap(), identity("c1"));
+    }
+    second.nobody_asks();
+}
+
+/// The write that would have taken it back was lost.
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_was_taken_back_does_not_come_back_from_the_store() {
+    let store = Arc::new(Memory::default());
+    let [mut first, mut second] = replicas(&store);
+    first.granted("c1").await;
+    first.settle().await;
+    let old = store.0.lock().unwrap().clone();
+    first.clock.advance(LIFE / 10 * 9 + SECOND);
+    first.at_once("c1").await.unwrap();
+    first.asked().await.send_error(rejection(Reason::AuthorizerRefused));
+    first.settle().await;
+    *store.0.lock().unwrap() = old;
+
+    first.clock.advance(MINUTE);
+    let asking = first.ask("c1");
+    first.asked().await.send_error(rejection(Reason::AuthorizerUnavailable));
+    assert_eq!(reason(asking.await.unwrap()), Reason::AuthorizerUnavailable);
+
+    // Once it is granted again, to whomever, that counts.
+    second.clock.advance(LIFE);
+    let asking = second.ask("c1");
+    second.asked().await.send_response(identity("c1"));
+    asking.await.unwrap().unwrap();
+    second.settle().await;
+    assert_eq!(first.ask("c1").await.unwrap().unwrap(), identity("c1"));
+    first.nobody_asks();
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_an_outage_an_older_grant_of_the_store_replaces_no_newer_one() {
+    let store = Arc::new(Memory::default());
+    let [mut first] = replicas(&store);
+    first.granted("c1").await;
+    first.settle().await;
+    let old = store.0.lock().unwrap().clone();
+    first.clock.advance(LIFE);
+    first.granted("c1").await;
+    first.settle().await;
+    *store.0.lock().unwrap() = old;
+
+    first.clock.advance(LIFE / 10 * 9 + SECOND);
+    first.at_once("c1").await.unwrap();
+    first.asked().await.send_error(rejection(Reason::AuthorizerUnavailable));
+    first.settle().await;
+    first.clock.advance(LIFE);
+    assert_eq!(first.at_once("c1").await.unwrap(), identity("c1"), "within the newer one's grace");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_from_far_in_the_future_is_none() {
+    for (ahead, shared) in [(MINUTE, true), (MINUTE + SECOND, false)] {
+        let store = Arc::new(Memory::default());
+        let (fast, right) = (ManualClock::new(), ManualClock::new());
+        fast.advance(ahead);
+        let mut first = replica(Arc::clone(&store) as Arc<dyn Store>, SECRET, &fast);
+        first.granted("c1").await;
+        first.settle().await;
+        let mut second = replica(Arc::clone(&store) as Arc<dyn Store>, SECRET, &right);
+        if shared {
+            assert_eq!(second.ask("c1").await.unwrap().unwrap(), identity("c1"));
+            second.nobody_asks();
+        } else {
+            second.granted("c1").await;
+        }
+    }
+}
+
+/// As when the first signing key changes.
+#[tokio::test(start_paused = true)]
+async fn the_secret_can_be_replaced_at_work() {
+    let store: Arc<dyn Store> = Arc::new(Memory::default());
+    let grants = SharedGrants::new(Arc::clone(&store), "test:", &SECRET, 3 * LIFE);
+    let mut first = World::new(CacheConfig { shared: Some(grants.clone()), ..config() });
+    grants.set_secret(&[8; 32]);
+    first.granted("c1").await;
+    first.settle().await;
+    let mut old = replica(Arc::clone(&store), SECRET, &ManualClock::new());
+    old.granted("c1").await;
+    let mut new = replica(store, [8; 32], &ManualClock::new());
+    assert_eq!(new.ask("c1").await.unwrap().unwrap(), identity("c1"));
+    new.nobody_asks();
 }

@@ -37,7 +37,7 @@ impl AuthorizationMetrics {
             reads: each(
                 &counters(
                     "cache_reads_total",
-                    "Reads of the authorization cache: a hit needed no call to the authorizer, a miss did.",
+                    "Reads of the authorization cache: a hit was answered from memory at once, a miss was looked up.",
                     "result",
                 )?,
                 ["hit", "miss"],
@@ -71,7 +71,7 @@ impl AuthorizationMetrics {
             answers: each(
                 &counters(
                     "infogw_authorizer_answers_total",
-                    "What the authorizer said of received requests' credentials, after retries.",
+                    "What came of asking the authorizer about received requests' credentials, after retries; of an open circuit, an outage.",
                     "answer",
                 )?,
                 ["granted", "refused", "throttled", "outage"],
@@ -101,7 +101,12 @@ impl AuthorizationMetrics {
                 hit.inc();
                 refusal.inc();
             }
-            CacheEvent::Stale => stale.inc(),
+            CacheEvent::Stale { waited } => {
+                if !waited {
+                    hit.inc();
+                }
+                stale.inc();
+            }
             CacheEvent::Miss => miss.inc(),
             CacheEvent::Shed => self.shed.inc(),
             CacheEvent::SharedHit => shared.inc(),

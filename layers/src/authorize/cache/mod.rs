@@ -118,22 +118,25 @@ impl Default for CacheConfig {
     }
 }
 
-/// What the cache did.
+/// What the cache did. Every request begins with a hit, a refusal, a miss, or a stale grant that did not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheEvent {
     /// A grant was at hand.
     Hit,
     /// A refusal was at hand.
     RefusalHit,
-    /// An expired grant served, because the authorizer was down.
-    Stale,
-    /// Nothing was at hand.
+    /// Nothing that held was at hand, so the request waits for what is found out.
     Miss,
-    /// Too many calls were under way to make another, and so the request was refused.
-    Shed,
-    /// Another replica had asked already.
+    /// A request that had missed was served with what another replica had been granted.
     SharedHit,
-    /// The authorizer was asked, and answered so.
+    /// An expired grant served, because the authorizer was down.
+    Stale {
+        /// After it had missed and waited, or at once.
+        waited: bool,
+    },
+    /// After a miss: too many calls were under way to make another, so the request was refused.
+    Shed,
+    /// An authorizer was asked, for whoever waits or in the background, and this came of it.
     Asked(Verdict),
     /// What it granted was kept.
     Write,
@@ -154,11 +157,14 @@ pub enum Verdict {
 
 impl Verdict {
     fn of<T>(outcome: &Result<T, Rejection>) -> Self {
-        match outcome {
-            Ok(_) => Verdict::Granted,
-            Err(rejection) if rejection.reason() == Reason::AuthorizerThrottled => Verdict::Throttled,
-            Err(rejection) if rejection.status().is_client_error() => Verdict::Refused,
-            Err(_) => Verdict::Outage,
+        outcome.as_ref().map_or_else(Verdict::of_refusal, |_| Verdict::Granted)
+    }
+
+    fn of_refusal(rejection: &Rejection) -> Self {
+        match rejection.reason() {
+            Reason::AuthorizerThrottled => Verdict::Throttled,
+            _ if rejection.status().is_client_error() => Verdict::Refused,
+            _ => Verdict::Outage,
         }
     }
 }
@@ -176,7 +182,10 @@ struct Kept<I> {
     hash: KeyedHash,
     grants: Cache<u128, Grant>,
     refusals: Cache<u128, Refusal>,
-    flights: Flights<Arc<I>>,
+    /// What was found out, and where.
+    flights: Flights<(Arc<I>, Found)>,
+    /// When grants were taken back that a store may still hold: what it holds from before is no use.
+    revoked: Cache<u128, i64>,
     calls: Arc<Semaphore>,
     refreshes: Arc<Semaphore>,
     /// For those who have a grant, while there is trouble: that it is over is found out by one at a time.
@@ -193,6 +202,17 @@ struct Grant {
     granted: i64,
 }
 
+/// Where a grant was found that was not at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// The authorizer gave it.
+    Asked,
+    /// Another replica left it.
+    Shared,
+    /// Another replica left it, and it has expired.
+    Stale,
+}
+
 #[derive(Debug, Clone)]
 struct Refusal {
     rejection: Rejection,
@@ -204,6 +224,8 @@ const GRANT_BYTES: u32 = 360;
 const REFUSAL_BYTES: u32 = 640;
 /// What refusals may take.
 const REFUSALS: u64 = 16 << 20;
+/// How many grants that were taken back are remembered.
+const REVOKED: u64 = 1 << 16;
 
 impl<I: Send + Sync + 'static> CacheLayer<I> {
     /// An empty cache.
@@ -220,9 +242,11 @@ impl<I: Send + Sync + 'static> CacheLayer<I> {
         };
         let refused = config.refusal_life.max(Duration::from_millis(1));
         let refusals = Cache::builder().weigher(weight).max_capacity(REFUSALS).time_to_live(refused).build();
+        let places = |places: usize| Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
         let kept = Kept {
-            calls: Arc::new(Semaphore::new(config.calls)),
-            refreshes: Arc::new(Semaphore::new(config.refreshes)),
+            calls: places(config.calls),
+            refreshes: places(config.refreshes),
+            revoked: Cache::builder().max_capacity(REVOKED).time_to_live(forgotten).build(),
             probes: Arc::new(Semaphore::new(1)),
             config,
             hash: KeyedHash::default(),
@@ -343,9 +367,12 @@ where
             if age < kept.longest() {
                 let flight = self.look_up(key, credential, Asker::Known);
                 return match flight.filter(|_| !kept.trouble.load(Ordering::Relaxed)) {
-                    Some(flight) => CachedFuture::waiting(self.wait_a_while(flight, identity)),
+                    Some(flight) => {
+                        observer.observe(&CacheEvent::Miss);
+                        CachedFuture::waiting(self.found_out(flight, Some(identity)))
+                    }
                     None => {
-                        observer.observe(&CacheEvent::Stale);
+                        observer.observe(&CacheEvent::Stale { waited: false });
                         CachedFuture::at_hand(Ok(identity))
                     }
                 };
@@ -357,7 +384,7 @@ where
         }
         observer.observe(&CacheEvent::Miss);
         match self.look_up(key, credential, Asker::Unknown) {
-            Some(flight) => CachedFuture::waiting(flight.outcome()),
+            Some(flight) => CachedFuture::waiting(self.found_out(flight, None)),
             None => {
                 observer.observe(&CacheEvent::Shed);
                 CachedFuture::at_hand(Err(busy()))
@@ -382,7 +409,7 @@ where
     I: Send + Sync + 'static,
 {
     /// Joins or starts the call for `key`, if there is a place for it.
-    fn look_up<Cred>(&self, key: u128, credential: Cred, asker: Asker) -> Option<Flight<Arc<I>>>
+    fn look_up<Cred>(&self, key: u128, credential: Cred, asker: Asker) -> Option<Flight<(Arc<I>, Found)>>
     where
         A: Service<Cred, Response = Arc<I>, Error: Into<Rejection>, Future: Send> + Clone + Send + 'static,
         I: Cacheable<Cred>,
@@ -412,22 +439,42 @@ where
         })
     }
 
-    /// What the authorizer says if it says so soon; otherwise the `expired` grant serves on.
-    fn wait_a_while(
+    /// What is found out. Where it is no word of the authorizer's, or does not come soon, an `expired` grant serves on.
+    fn found_out(
         &self,
-        flight: Flight<Arc<I>>,
-        expired: Arc<I>,
+        flight: Flight<(Arc<I>, Found)>,
+        expired: Option<Arc<I>>,
     ) -> impl Future<Output = Result<Arc<I>, Rejection>> + Send + use<A, I, C, O> {
         let CacheLayer { kept, observer, .. } = &self.layer;
         let (kept, observer) = (Arc::clone(kept), observer.clone());
         async move {
-            match timeout(kept.config.patience, flight.outcome()).await {
-                Ok(outcome) if matches!(Verdict::of(&outcome), Verdict::Granted | Verdict::Refused) => return outcome,
-                Ok(_) => {}
-                Err(_) => kept.trouble.store(true, Ordering::Relaxed),
+            let outcome = match &expired {
+                None => Some(flight.outcome().await),
+                Some(_) => timeout(kept.config.patience, flight.outcome()).await.ok(),
+            };
+            if outcome.is_none() {
+                kept.trouble.store(true, Ordering::Relaxed);
             }
-            observer.observe(&CacheEvent::Stale);
-            Ok(expired)
+            match (outcome, expired) {
+                (Some(Ok((identity, found))), _) => {
+                    match found {
+                        Found::Asked => {}
+                        Found::Shared => observer.observe(&CacheEvent::SharedHit),
+                        Found::Stale => observer.observe(&CacheEvent::Stale { waited: true }),
+                    }
+                    Ok(identity)
+                }
+                (Some(Err(rejection)), Some(_)) if Verdict::of_refusal(&rejection) == Verdict::Refused => {
+                    Err(rejection)
+                }
+                (_, Some(expired)) => {
+                    observer.observe(&CacheEvent::Stale { waited: true });
+                    Ok(expired)
+                }
+                (Some(Err(rejection)), None) => Err(rejection),
+                // Only those wait for a while who have something to fall back on.
+                (None, None) => Err(busy()),
+            }
         }
     }
 }
@@ -467,9 +514,13 @@ impl<I: Send + Sync + 'static> Kept<I> {
     }
 
     fn keep(&self, key: u128, packed: &[u8], age: Duration, clock: &impl Clock) {
-        let granted = millis(clock.monotonic()).saturating_sub(millis(age));
         self.refusals.invalidate(&key);
-        self.grants.insert(key, Grant { packed: SmallVec::from_slice(packed), granted });
+        self.grants.insert(key, Grant { packed: SmallVec::from_slice(packed), granted: self.granted(age, clock) });
+    }
+
+    /// When a grant of this age was granted, by the monotonic clock.
+    fn granted(&self, age: Duration, clock: &impl Clock) -> i64 {
+        millis(clock.monotonic()).saturating_sub(millis(age))
     }
 }
 
@@ -492,7 +543,7 @@ struct Lookup<A, I, C, O> {
 }
 
 impl<A, I, C: Clock, O: Observe<CacheEvent>> Lookup<A, I, C, O> {
-    async fn run<Cred>(self, credential: Cred) -> Result<Arc<I>, Rejection>
+    async fn run<Cred>(self, credential: Cred) -> Result<(Arc<I>, Found), Rejection>
     where
         A: Service<Cred, Response = Arc<I>, Error: Into<Rejection>>,
         I: Cacheable<Cred>,
@@ -501,71 +552,75 @@ impl<A, I, C: Clock, O: Observe<CacheEvent>> Lookup<A, I, C, O> {
         let Lookup { kept, clock, observer, authorizer, key, asker } = self;
         // Whose age needs no call.
         let young = if asker == Asker::Known { kept.refresh_after(key) } else { kept.config.grant_life };
+        let known = kept.grant(key, &credential, &clock);
         // The call before may have ended between the caller's look and this one.
-        if let Some((identity, age)) = kept.grant(key, &credential, &clock)
-            && age < young
+        if let Some((identity, age)) = &known
+            && *age < young
         {
-            return Ok(identity);
+            return Ok((Arc::clone(identity), Found::Asked));
         }
         if let Some(rejection) = kept.refusal(key, &clock) {
             return Err(rejection);
         }
 
-        let found = match &kept.config.shared {
+        let shared = kept.config.shared.as_ref();
+        let left = match shared {
             None => None,
             Some(shared) => shared.read::<I, Cred>(&credential, &clock).await,
         };
-        if let Some(found) = &found
-            && found.age < young
+        // Of no use where it is older than what is known here, or than the authorizer's no.
+        let left = left.filter(|left| {
+            known.as_ref().is_none_or(|(_, age)| left.age < *age)
+                && kept.revoked.get(&key).is_none_or(|revoked| kept.granted(left.age, &clock) > revoked)
+        });
+        if let Some(left) = &left
+            && left.age < young
         {
-            observer.observe(&CacheEvent::SharedHit);
-            kept.keep(key, &found.packed, found.age, &clock);
-            return Ok(Arc::clone(&found.identity));
+            kept.keep(key, &left.packed, left.age, &clock);
+            return Ok((Arc::clone(&left.identity), Found::Shared));
         }
 
         let outcome = authorizer.oneshot(credential.clone()).await.map_err(Into::into);
         let verdict = Verdict::of(&outcome);
         observer.observe(&CacheEvent::Asked(verdict));
         // Only by those who are known: a stranger's credential that makes the authorizer fail says nothing of it.
-        if verdict != Verdict::Outage || asker == Asker::Known || found.is_some() {
+        let stranger = asker == Asker::Unknown && left.is_none();
+        if verdict != Verdict::Outage || !stranger {
             kept.trouble.store(verdict == Verdict::Outage, Ordering::Relaxed);
         }
-        match (outcome, verdict) {
-            (Ok(identity), _) => {
+        let rejection = match outcome {
+            Ok(identity) => {
                 let packed = identity.pack(&credential);
                 kept.keep(key, &packed, Duration::ZERO, &clock);
                 observer.observe(&CacheEvent::Write);
-                if let Some(shared) = &kept.config.shared {
+                if let Some(shared) = shared {
                     shared.write(&credential, &packed, kept.longest(), &clock);
                 }
-                Ok(identity)
+                return Ok((identity, Found::Asked));
             }
-            (Err(rejection), Verdict::Outage | Verdict::Throttled)
-                if found.as_ref().is_some_and(|found| found.age < kept.longest()) =>
-            {
-                // Unknown here, but known to a replica: its expired grant serves, as ours would.
-                let Some(found) = found else { return Err(rejection) };
-                kept.keep(key, &found.packed, found.age, &clock);
-                observer.observe(&CacheEvent::Stale);
-                Ok(found.identity)
-            }
-            (Err(rejection), Verdict::Outage) => Err(rejection),
-            (Err(rejection), _) => {
-                let life = match (verdict, rejection.wait()) {
-                    (Verdict::Throttled, Some(wait)) => wait.min(kept.config.refusal_life),
-                    _ => kept.config.refusal_life,
-                };
-                let until = clock.monotonic().saturating_add(life);
-                kept.refusals.insert(key, Refusal { rejection: rejection.clone(), until });
-                if verdict == Verdict::Refused {
-                    kept.grants.invalidate(&key);
-                    if let Some(shared) = &kept.config.shared {
-                        shared.forget(&credential);
-                    }
-                }
-                Err(rejection)
+            Err(rejection) => rejection,
+        };
+        if verdict == Verdict::Refused {
+            kept.grants.invalidate(&key);
+            if let Some(shared) = shared.filter(|_| !stranger) {
+                kept.revoked.insert(key, kept.granted(Duration::ZERO, &clock));
+                shared.forget(&credential);
             }
         }
+        // Unknown here, but known to a replica: its expired grant serves, as ours would.
+        let left = left.filter(|left| verdict != Verdict::Refused && left.age < kept.longest());
+        if let Some(left) = &left {
+            kept.keep(key, &left.packed, left.age, &clock);
+        }
+        if verdict != Verdict::Outage {
+            let life = match (verdict, rejection.wait()) {
+                (Verdict::Throttled, Some(wait)) => wait.min(kept.config.refusal_life),
+                _ => kept.config.refusal_life,
+            };
+            let until = clock.monotonic().saturating_add(life);
+            kept.refusals.insert(key, Refusal { rejection: rejection.clone(), until });
+        }
+        left.map(|left| (left.identity, Found::Stale)).ok_or(rejection)
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac};
 use bytes::Bytes;
 
@@ -22,9 +23,23 @@ use crate::{clock::Clock, store::Store};
 pub struct SharedGrants {
     store: Arc<dyn Store>,
     prefix: Box<str>,
+    secrets: Arc<ArcSwap<Secrets>>,
+    longest: Duration,
+}
+
+/// What keys and seals are made with.
+struct Secrets {
     keys: hmac::Key,
     seals: hmac::Key,
-    longest: Duration,
+}
+
+impl Secrets {
+    fn new(secret: &[u8; 32]) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derived =
+            |purpose: &str| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, purpose.as_bytes()).as_ref());
+        Secrets { keys: derived("keys"), seals: derived("seals") }
+    }
 }
 
 /// The layout's; another one is a miss.
@@ -33,9 +48,11 @@ const VERSION: u8 = 1;
 const SEAL: usize = 16;
 /// Version, time.
 const HEAD: usize = 9;
+/// How far ahead of ours another replica's clock may be.
+const SKEW: Duration = Duration::from_secs(60);
 
 /// A grant that a replica left.
-pub(super) struct Found<I> {
+pub(super) struct Left<I> {
     pub(super) identity: Arc<I>,
     pub(super) packed: Bytes,
     pub(super) age: Duration,
@@ -44,13 +61,16 @@ pub(super) struct Found<I> {
 impl SharedGrants {
     /// Grants under keys that begin with `prefix`, each kept for `longest` at most.
     pub fn new(store: Arc<dyn Store>, prefix: impl Into<Box<str>>, secret: &[u8; 32], longest: Duration) -> Self {
-        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        let derived =
-            |purpose: &str| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&secret, purpose.as_bytes()).as_ref());
-        SharedGrants { store, prefix: prefix.into(), keys: derived("keys"), seals: derived("seals"), longest }
+        let secrets = Arc::new(ArcSwap::from_pointee(Secrets::new(secret)));
+        SharedGrants { store, prefix: prefix.into(), secrets, longest }
     }
 
-    pub(super) async fn read<I, C>(&self, credential: &C, clock: &impl Clock) -> Option<Found<I>>
+    /// From now on shares with those who have this secret. Clones follow.
+    pub fn set_secret(&self, secret: &[u8; 32]) {
+        self.secrets.store(Arc::new(Secrets::new(secret)));
+    }
+
+    pub(super) async fn read<I, C>(&self, credential: &C, clock: &impl Clock) -> Option<Left<I>>
     where
         I: Cacheable<C>,
         C: Hash,
@@ -70,9 +90,13 @@ impl SharedGrants {
         if identity.expires_at().is_some_and(|end| end <= clock.now()) {
             return None;
         }
-        // Another replica's clock may be ahead of ours.
-        let age = clock.now().duration_since(granted).unwrap_or_default();
-        Some(Found { identity: Arc::new(identity), packed, age })
+        let age = match clock.now().duration_since(granted) {
+            Ok(age) => age,
+            // Another replica's clock may be a little ahead of ours. One that is far ahead would have grants live for ever.
+            Err(ahead) if ahead.duration() <= SKEW => Duration::ZERO,
+            Err(_) => return None,
+        };
+        Some(Left { identity: Arc::new(identity), packed, age })
     }
 
     /// Leaves a grant for the others, for as long as it can be of use. Nobody waits for it.
@@ -103,7 +127,7 @@ impl SharedGrants {
     }
 
     fn key(&self, credential: &impl Hash) -> String {
-        let mut hasher = Signing(hmac::Context::with_key(&self.keys));
+        let mut hasher = Signing(hmac::Context::with_key(&self.secrets.load().keys));
         credential.hash(&mut hasher);
         let mut key = String::from(&*self.prefix);
         for byte in hasher.0.sign().as_ref() {
@@ -113,7 +137,7 @@ impl SharedGrants {
     }
 
     fn seal(&self, key: &str, value: &[u8]) -> [u8; SEAL] {
-        let mut context = hmac::Context::with_key(&self.seals);
+        let mut context = hmac::Context::with_key(&self.secrets.load().seals);
         context.update(key.as_bytes());
         context.update(value);
         let mut seal = [0; SEAL];
