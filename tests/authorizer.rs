@@ -9,11 +9,11 @@ use std::sync::Arc;
 use infogw_proto::prometheus::TimeSeries;
 use serde_json::json;
 use support::{
-    Answer, Reply, World, authorizer, ensure, eventually,
+    Answer, Gateway, Reply, World, authorizer, ensure, eventually,
     payload::{composite_token, series, write_body},
     world::{PULL_SECRET, now},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch, task::JoinSet};
 
 fn up(cluster: &str) -> Vec<TimeSeries> {
     vec![series(&[("__name__", "up"), ("_id", cluster)], &[(1.0, now())])]
@@ -196,4 +196,34 @@ async fn with_the_authorizer_hanging_the_unknown_hear_so_and_the_known_notice_no
     })
     .await;
     assert_eq!(world.gateway.metric("infogw_authorizer_circuit_open").await, 0.0);
+}
+
+/// It sends a head and then nothing more, which is no answer either.
+#[tokio::test]
+async fn an_authorizer_that_stops_in_mid_answer_is_one_that_hangs() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut connection, _)) = listener.accept().await {
+            connection
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
+                .await
+                .unwrap();
+            held.push(connection);
+        }
+    });
+    let gateway = Arc::new(Gateway::start(["--authorize", &url, "--forward-url", &url]).await);
+    let mut unknown = JoinSet::new();
+    for n in 0..5 {
+        let gateway = Arc::clone(&gateway);
+        unknown.spawn(async move {
+            gateway.receive(&composite_token(PULL_SECRET, &format!("c{n}")), write_body(up("c"))).await
+        });
+    }
+    for reply in unknown.join_all().await {
+        let reply = reply.expect_status(503);
+        assert!(reply.retry_after().is_some(), "{reply:?}");
+    }
+    assert_eq!(gateway.metric("infogw_authorizer_circuit_open").await, 1.0);
 }

@@ -1,7 +1,7 @@
 //! Where the gateway differs from telemeter-server on purpose: a test for each difference of the contract, by its number. Each
 //! would fail there.
 //!
-//! The memcached half of difference 8 is that of a part that is yet to come; difference 12 is in `oidc.rs`.
+//! Difference 12 is in `oidc.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -15,8 +15,9 @@ use infogw_proto::{
     prometheus::TimeSeries,
 };
 use support::{
-    Answer, Gateway, World, authorizer,
+    Answer, Gateway, Memcached, RedisServer, World, authorizer,
     authorizer::Refusing,
+    ensure, eventually,
     payload::{composite_token, delimited, series, write_body},
     world::{PULL_SECRET, TEXT, now, spelt},
 };
@@ -251,6 +252,33 @@ async fn d08_nothing_secret_is_logged() {
     for secret in [secret, signature, &jwt[..40], &composite[..24], &broken[..24], "Bearer"] {
         let told = logs.lines().find(|line| line.contains(secret));
         assert_eq!(told, None, "tells {secret:?}");
+    }
+}
+
+#[tokio::test]
+async fn d08_shared_stores_hold_keys_of_ours_and_learn_no_names() {
+    let (memcached, redis) = (Memcached::start().await, RedisServer::start().await);
+    let world = World::with(&["--memcached", &memcached.address(), "--redis", &redis.url()]).await;
+    let world_of_redis = World::with(&["--redis", &redis.url()]).await;
+    let mut clusters = (0..).map(|n| format!("cluster-{n}"));
+    // A call to a store may be late, and then nothing is kept.
+    let kept = eventually("something is kept in both", async || {
+        let cluster = clusters.next().expect("there is no end of them");
+        for world in [&world, &world_of_redis] {
+            world.receive(&cluster, vec![named("up", &cluster)]).await.expect_status(200);
+            world.upload(&cluster, &format!("up{{_id=\"{cluster}\"}} 1 {}\n", now())).await.expect_status(200);
+        }
+        let mut kept: Vec<String> = redis.cli(&["--raw", "KEYS", "*"]).await.lines().map(str::to_owned).collect();
+        // It spells keys as URLs do.
+        kept.extend(memcached.say("lru_crawler metadump all").await.iter().map(|line| line.replace("%3A", ":")));
+        let has = |prefix: &str| kept.iter().filter(|key| key.contains(prefix)).count();
+        ensure(has("infogw:authorization:") >= 2 && has("infogw:ratelimit:") >= 1, || format!("{kept:?}"))?;
+        Ok(kept)
+    })
+    .await;
+    for key in &kept {
+        assert!(key.trim_start_matches("key=").starts_with("infogw:"), "not a key of ours: {key}");
+        assert!(!key.contains("cluster-") && !key.contains(PULL_SECRET), "tells a name: {key}");
     }
 }
 

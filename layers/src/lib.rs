@@ -13,7 +13,16 @@
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
 //! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
-//! | [`BearerLayer`](client_credentials) | `client-credentials` | around an HTTP client: sends our own token along |
+//!
+//! Around an authorizer, or the HTTP client that it asks with:
+//!
+//! | layer | feature | what it does |
+//! | --- | --- | --- |
+//! | [`CacheLayer`](authorize::cache) | `cache` | keeps what an authorizer said, refreshes it ahead, serves it stale |
+//! | [`SingleFlightLayer`](authorize::single_flight) | `single-flight` | concurrent requests of one credential make one call |
+//! | [`RetryOutages`](retry), for tower's `RetryLayer` | `retry` | tries outages again, within a budget |
+//! | [`CircuitLayer`](circuit) | `circuit` | leaves a neighbour alone that does not answer |
+//! | [`BearerLayer`](client_credentials) | `client-credentials` | sends our own token along |
 //!
 //! What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
 //!

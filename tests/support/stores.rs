@@ -87,16 +87,17 @@ impl Memcached {
         format!("127.0.0.1:{}", self.port())
     }
 
-    /// Says `line` to it, and what it answers up to a line that `ends` accepts.
+    /// Says `line` to it, and what it answers.
     pub async fn say(&self, line: &str) -> Vec<String> {
         use tokio::io::AsyncBufReadExt;
         let mut stream = TcpStream::connect(self.address()).await.expect("memcached listens");
         stream.write_all(format!("{line}\r\nmn\r\n").as_bytes()).await.expect("memcached reads");
         let mut lines = tokio::io::BufReader::new(stream).lines();
         let mut said = Vec::new();
-        // `mn` is answered with `MN` once all before it is.
+        // `mn` is answered with `MN` once all before it is; but the crawler answers on its own, and ends so.
+        let crawler = line.starts_with("lru_crawler");
         while let Some(line) = within("memcached's answer", lines.next_line()).await.expect("memcached answers") {
-            if line == "MN" {
+            if line == "MN" || (crawler && line == "END") {
                 break;
             }
             said.push(line);
