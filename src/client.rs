@@ -76,9 +76,17 @@ pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> 
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(Duration::from_secs(15)));
     let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));
+    // All requests share one connection of h2, and those that time out leave it as it is: one that died unheard, as when a balancer
+    // forgets it, would fail them all for as long as the kernel hopes.
+    builder
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .http2_keep_alive_timeout(Duration::from_secs(3))
+        .http2_keep_alive_while_idle(true);
     Ok(builder.build(connector))
 }
 

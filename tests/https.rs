@@ -4,12 +4,22 @@
 
 mod support;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use support::{
     Gateway, Reply, ensure, eventually, http,
     payload::{composite_token, series, write_body},
     process::Process,
     tls::{Authority, Neighbour, Volume},
     world::{PULL_SECRET, now},
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 /// A gateway between neighbours, whose system trusts `roots`.
@@ -143,4 +153,73 @@ async fn a_new_authority_is_trusted_without_a_restart() {
         ensure(reply.status == 200, || format!("{reply:?}"))
     })
     .await;
+}
+
+/// A balancer that forgets a connection resets nothing: what is sent on it is lost.
+#[tokio::test]
+async fn a_connection_that_died_unheard_is_given_up() {
+    let authority = Authority::new();
+    let neighbour = Neighbour::start(&authority.server(), None).await;
+    let relay = Relay::before(&neighbour.url).await;
+    let upstream = relay.url.clone();
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), authority.pem()).unwrap();
+    let mut command = Gateway::command();
+    command.args(["--listen", "127.0.0.1:0", "--listen-internal", "127.0.0.1:0"]);
+    command.args(["--authorize", &neighbour.url, "--forward-url", &upstream]);
+    command.env("SSL_CERT_FILE", roots.path()).env_remove("SSL_CERT_DIR");
+    let gateway = Gateway::start_command(command).await;
+    push(&gateway).await.expect_status(200);
+
+    relay.forget();
+    eventually("another connection", async || {
+        let reply = push(&gateway).await;
+        ensure(reply.status == 200, || format!("{reply:?}"))
+    })
+    .await;
+    assert!(relay.connections() > 1);
+}
+
+/// Passes connections on to a server, until told to forget those there are.
+struct Relay {
+    url: String,
+    /// Those that were accepted before are silent.
+    forgotten: watch::Sender<usize>,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Relay {
+    async fn before(url: &str) -> Self {
+        let port = url.trim_end_matches('/').rsplit(':').next().unwrap().parse::<u16>().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+        let forgotten = watch::Sender::new(0);
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (counter, told) = (Arc::clone(&accepted), forgotten.subscribe());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let number = counter.fetch_add(1, Ordering::Relaxed);
+                let mut told = told.clone();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    let is_told = async { drop(told.wait_for(|forgotten| number < *forgotten).await) };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => return,
+                        () = is_told => {}
+                    }
+                    // Neither passed on nor closed.
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Relay { url, forgotten, accepted }
+    }
+
+    fn forget(&self) {
+        self.forgotten.send_replace(self.connections());
+    }
+
+    fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
 }
