@@ -3,7 +3,6 @@
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::{each, register};
-use crate::keys::KeyringError;
 
 /// How many keys there are, and how often they were read again.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ impl KeyMetrics {
     }
 
     /// Counts one reading of the files; one that found nothing new is none.
-    pub fn reloaded(&self, reloaded: &Result<bool, KeyringError>) {
+    pub fn reloaded<E>(&self, reloaded: &Result<bool, E>) {
         let [success, error] = &self.reloads;
         match reloaded {
             Ok(true) => success.inc(),
