@@ -111,12 +111,14 @@ async fn an_outage_is_bridged_while_the_token_is_valid_and_told_at_once_after() 
     assert!(gaps.len() >= 6, "it goes on trying: {gaps:?}");
     for (n, gap) in gaps.iter().enumerate() {
         let base = Duration::from_millis(500 << n.min(5)).min(seconds(10));
-        let longest = (base * 2).min(seconds(10)) + Duration::from_millis(1);
+        let longest = (base * 2).min(seconds(10)) * 3 / 2 + Duration::from_millis(1);
         assert!((base..=longest).contains(gap), "backoff {n}: {gap:?} is not in {base:?}..={longest:?}");
     }
+    let longest: Vec<_> = gaps.iter().skip(5).collect();
+    assert!(longest.len() > 1 && longest.iter().any(|gap| *gap != longest[0]), "replicas come back as one: {gaps:?}");
 
     issuer.set(|_| Call::Issue(None));
-    sleep(seconds(11)).await;
+    sleep(seconds(16)).await;
     tokens.token().await.expect("it comes back by itself");
 }
 
@@ -206,7 +208,7 @@ async fn the_next_outage_is_met_with_short_waits_again() {
     sleep(seconds(150)).await;
     let calls = issuer.calls();
     let (before, after) = (calls[5] - calls[4], calls[7] - calls[6]);
-    assert!(before >= seconds(8) && after <= seconds(1) + Duration::from_millis(1), "{before:?}, then {after:?}");
+    assert!(before >= seconds(8) && after <= seconds(2), "{before:?}, then {after:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,6 +231,9 @@ async fn an_issuer_that_panics_is_one_that_is_down() {
     let issuer = Issuer::taking(Duration::ZERO, |_| panic!("as scripted"));
     let tokens = source(&issuer);
     assert_eq!(tokens.token().await.unwrap_err(), TokenUnavailable);
+    issuer.set(|_| Call::Issue(None));
+    sleep(seconds(2)).await;
+    tokens.token().await.expect("it comes back by itself");
 }
 
 #[tokio::test(start_paused = true)]

@@ -92,6 +92,8 @@ pub struct Config {
     pub rates: Rates,
     /// How to get the token that authorizer and upstream are shown.
     pub oidc: Option<Oidc>,
+    /// Flags say who would get it, but not from whom.
+    pub oidc_idle: bool,
     /// What an upload may hold.
     pub upload_limits: DecodeLimits,
     /// What a remote-write request may hold.
@@ -255,6 +257,7 @@ impl Config {
         }
         let forward_url = url_of("--forward-url", &forward_url)?;
         let tls = TlsConfig::new(flags.tls, &forward_url, authorizer.url())?;
+        let oidc_idle = Oidc::idle(&flags.oidc);
         let oidc = Oidc::new(flags.oidc, &tls.roots)?;
         Ok(Config {
             listen,
@@ -275,6 +278,7 @@ impl Config {
                 .transpose()?,
             rates,
             oidc,
+            oidc_idle,
             upload_limits,
             receive_limits,
             in_flight,

@@ -48,7 +48,14 @@ pub struct Oidc {
 }
 
 impl Oidc {
-    /// What `flags` mean: nothing if none is given.
+    /// Whether flags of telemeter-server's are given that are of no use without an issuer.
+    pub(super) fn idle(flags: &OidcFlags) -> bool {
+        let is_given = |value: &Option<String>| value.as_deref().is_some_and(|value| !value.is_empty());
+        let secret = matches!(&flags.client_secret, Some(ClientSecret::Value(secret)) if !secret.is_empty());
+        !is_given(&flags.oidc_issuer) && (is_given(&flags.client_id) || is_given(&flags.oidc_audience) || secret)
+    }
+
+    /// What `flags` mean: nothing without an issuer.
     pub(super) fn new(flags: OidcFlags, roots: &Arc<RootCertStore>) -> Result<Option<Self>, ConfigError> {
         let id = given(flags.client_id);
         let value =
@@ -57,13 +64,8 @@ impl Oidc {
         let audience = given(flags.oidc_audience);
         let ca = tls::file("--oidc-tls-ca-crt", flags.oidc_tls_ca_crt);
         let Some(issuer) = given(flags.oidc_issuer) else {
-            let others = [
-                ("--client-id", id.is_some()),
-                ("--client-secret", value.is_some()),
-                ("--client-secret-file", file.is_some()),
-                ("--oidc-audience", audience.is_some()),
-                ("--oidc-tls-ca-crt", ca.is_some()),
-            ];
+            // telemeter-server's own are passed over there, and its manifests give them all, empty or not.
+            let others = [("--client-secret-file", file.is_some()), ("--oidc-tls-ca-crt", ca.is_some())];
             return match others.iter().find(|(_, given)| *given) {
                 Some((flag, _)) => wrong!("{flag} is of no use without --oidc-issuer; give both or neither"),
                 None => Ok(None),
@@ -96,5 +98,10 @@ fn secret_file(path: String) -> Result<ClientSecret, ConfigError> {
     if text.trim_end_matches(['\r', '\n']).is_empty() {
         return wrong!("--client-secret-file: {path} holds no secret");
     }
-    Ok(ClientSecret::File(path.into()))
+    // A pipe gives it once.
+    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+        Ok(ClientSecret::File(path.into()))
+    } else {
+        Ok(ClientSecret::from(text.trim_end_matches(['\r', '\n'])))
+    }
 }

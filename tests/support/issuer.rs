@@ -119,7 +119,8 @@ async fn install() -> PathBuf {
         fs::copy(source.join(file), making.path().join(file)).expect("target/ can be written to");
     }
     let mut npm = Command::new("npm");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(making.path());
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=2", "--fetch-timeout=30000"])
+        .current_dir(making.path());
     let output = npm.output().await.expect("npm can be run");
     assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
     if let Err(error) = fs::rename(making.path(), &folder) {

@@ -115,13 +115,17 @@ impl ClientSecret {
     /// Reads it.
     ///
     /// # Errors
-    /// The file's.
+    /// The file's; one that is empty holds none.
     pub async fn read(&self) -> io::Result<String> {
         match self {
             ClientSecret::Value(secret) => Ok(secret.to_string()),
             ClientSecret::File(path) => {
                 let text = tokio::fs::read_to_string(path).await?;
-                Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+                match text.trim_end_matches(['\r', '\n']) {
+                    // As when it is being replaced.
+                    "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
+                    secret => Ok(secret.to_owned()),
+                }
             }
         }
     }
@@ -282,16 +286,18 @@ where
             grant = grant.add_extra_param("audience", audience.to_string());
         }
         let http = self.client.clone();
-        let send = move |request: oauth2::HttpRequest| send(http.clone(), "token", request.map(Bytes::from));
+        let send = move |request: oauth2::HttpRequest| {
+            let answering = send(http.clone(), "token", request.map(Bytes::from));
+            async move { Ok(answering.await?.map(with_number)) }
+        };
         let token = grant.request_async(&send).await.map_err(|error| match error {
             RequestTokenError::Request(error) => error,
             RequestTokenError::ServerResponse(refusal) => {
-                let description = refusal.error_description().map(|description| excerpt(description));
-                // Some issuers quote what they were sent.
-                let description = description.filter(|description| !description.contains(&secret));
-                let code = refusal.error().to_string();
-                let code = excerpt(&code);
-                IssuerError::Refused(description.map_or(code.to_string(), |why| format!("{code}: {why}")))
+                // Some issuers quote what they were sent: looked for before anything is cut.
+                let told = |text: &str| (!text.contains(&secret)).then(|| excerpt(text).into_owned());
+                let code = told(&refusal.error().to_string()).unwrap_or_else(|| "it does not say why".to_owned());
+                let description = refusal.error_description().and_then(|description| told(description));
+                IssuerError::Refused(description.map_or(code.clone(), |why| format!("{code}: {why}")))
             }
             // What could not be read is not shown: it may hold the token.
             RequestTokenError::Parse(error, _) => malformed("token", format!("at `{}`", error.path())),
@@ -383,6 +389,18 @@ where
     } else {
         Err(IssuerError::Status(what, head.status))
     }
+}
+
+/// The token's answer with `expires_in` as a number (RFC 6749, section 5.1), which some issuers quote and Go's client takes so.
+fn with_number(body: Vec<u8>) -> Vec<u8> {
+    let Ok(mut answer) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&body) else {
+        return body;
+    };
+    let Some(seconds) = answer.get("expires_in").and_then(|value| value.as_str()?.parse::<u64>().ok()) else {
+        return body;
+    };
+    answer.insert("expires_in".to_owned(), seconds.into());
+    serde_json::to_vec(&answer).unwrap_or(body)
 }
 
 /// The error with its causes, which HTTP clients leave out of their messages.

@@ -9,6 +9,7 @@ use std::{
 use http::HeaderValue;
 use tokio::{
     sync::{Notify, watch},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 use tower::{
@@ -39,7 +40,8 @@ const SHORTEST_REST: Duration = Duration::from_secs(1);
 const LEEWAY: Duration = Duration::from_secs(10);
 /// Tokens are replaced for a 401 no more often than this.
 const BETWEEN_FORCED: Duration = Duration::from_secs(10);
-/// From the first failure to the next attempt, and the longest that ever is. What is random comes on top: up to the same again.
+/// From the first failure to the next attempt, and the longest that ever is. What is random comes on top: up to the same again, and
+/// half of that.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// A token in use. Clones are the same token.
@@ -228,9 +230,11 @@ where
                     self.put_in_use(issued, asked, asked_at)
                 }
                 Err(error) => {
-                    let due =
-                        backoff.as_mut().map_or(Instant::now() + BACKOFF.1, |next| next.next_backoff().deadline());
-                    let retry_in = due.saturating_duration_since(Instant::now());
+                    let now = Instant::now();
+                    let pause = backoff.as_mut().map_or(BACKOFF.1, |next| next.next_backoff().deadline() - now);
+                    // tower's own jitter ends where the pause is longest, and replicas would come back as one.
+                    let retry_in = pause.mul_f64(1.0 + 0.5 * fastrand::f64());
+                    let due = now + retry_in;
                     self.observer.observe(&TokenEvent::Failed { error: &error, retry_in });
                     self.settle(|_| {});
                     due
@@ -250,8 +254,16 @@ where
         }
     }
 
+    /// In a task of its own, so that a panic is one failed attempt. Given up, it ends.
     async fn ask(&self) -> Result<Issued, BoxError> {
-        self.issuer.clone().oneshot(TokenRequest).await.map_err(Into::into)
+        let asking = self.issuer.clone().oneshot(TokenRequest);
+        let mut attempt = JoinSet::new();
+        attempt.spawn(async move { asking.await.map_err(Into::into) });
+        match attempt.join_next().await {
+            Some(Ok(issued)) => issued,
+            Some(Err(panic)) => Err(panic.into()),
+            None => Err("there was no attempt".into()),
+        }
     }
 
     /// Says when the next token is due.

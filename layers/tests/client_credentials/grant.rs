@@ -205,11 +205,32 @@ async fn answers_that_are_no_bearer_token_are_refused() {
             json!({ "error": "invalid_client", "error_description": format!("`{SECRET}` is wrong") }).to_string(),
             "refuses a token: invalid_client",
         ),
+        // Cut short it would still tell a part.
+        (
+            401,
+            json,
+            json!({ "error": "invalid_client", "error_description": format!("{}{SECRET}", "x".repeat(60)) })
+                .to_string(),
+            "refuses a token: invalid_client",
+        ),
+        (401, json, json!({ "error": format!("no_{SECRET}") }).to_string(), "it does not say why"),
     ] {
         let world = World::new(&configuration(), &token());
         *world.token.lock().unwrap() = (status, kind, body);
         let error = world.fails().await;
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Go's client takes both.
+#[tokio::test]
+async fn a_life_may_be_quoted() {
+    for (said, expected) in [(json!(90), Some(90)), (json!("90"), Some(90)), (json!(null), None)] {
+        let answer = json!({ "access_token": "t0ken", "token_type": "bearer", "expires_in": said });
+        let world = World::new(&configuration(), &answer);
+        let issued = world.issuer().oneshot(TokenRequest).await.unwrap();
+        let expected = format!("lifetime: {:?}", expected.map(Duration::from_secs));
+        assert!(format!("{issued:?}").contains(&expected), "{said}: {issued:?}");
     }
 }
 

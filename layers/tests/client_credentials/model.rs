@@ -121,7 +121,7 @@ async fn run(steps: &[Step]) {
         tokens.token().await.expect("an issuer that is well always has one");
     }
     if !down {
-        sleep(seconds(11)).await;
+        sleep(seconds(16)).await;
         tokens.token().await.expect("it comes back by itself");
     }
 }

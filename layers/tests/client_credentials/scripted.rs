@@ -44,7 +44,7 @@ impl Issuer {
     }
 
     pub(crate) fn set(&self, script: impl Fn(usize) -> Call + Send + 'static) {
-        *self.0.script.lock().unwrap() = Box::new(script);
+        *self.0.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Box::new(script);
     }
 
     /// When each call began.
@@ -75,7 +75,7 @@ impl Service<TokenRequest> for Issuer {
                 calls.push(Instant::now());
                 calls.len()
             };
-            let answer = (shared.script.lock().unwrap())(call);
+            let answer = (shared.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner))(call);
             tokio::time::sleep(shared.takes).await;
             match answer {
                 Call::Issue(life) => Ok(Issued::bearer(&format!("token-{call}"), life)?),
