@@ -24,7 +24,7 @@
 //! assert_eq!(refused.retry_after(), Some(Duration::from_secs(210)));
 //!
 //! // The attempt came to nothing through no fault of the sender's, so it may have another a minute after it.
-//! assert!(limiter.refund(permit, Duration::from_secs(60)));
+//! assert!(limiter.refund(permit, Duration::from_secs(60), start + Duration::from_secs(1)));
 //! limiter.check(cluster, 1, &every_4m30s, soon)?;
 //! # Ok(())
 //! # }
@@ -114,19 +114,41 @@ impl LocalLimiter {
         decision
     }
 
-    /// Gives back what an attempt took, because it failed through no fault of the caller's. Returns whether that changed
-    /// anything: it does so only while nothing else has been granted to the key since.
+    /// Gives back at `now` what an attempt took, because it failed through no fault of the caller's. Returns whether that changed
+    /// anything.
     ///
-    /// So that refunds do not turn an outage into a storm, the next attempt of cost 1 is allowed no sooner than `floor` after
-    /// the refunded one was granted, or when it would have been allowed without the refund, if that is sooner. A quota that
-    /// still allows, or will allow, another attempt within `floor` therefore gives nothing back: with a floor other than zero
-    /// a refund is worth at most one period. A floor of zero gives back everything.
-    pub fn refund(&self, permit: Permit, floor: Duration) -> bool {
-        let key = permit.key;
-        let end = permit.end;
-        let restored = permit.restored(floor);
-        // Compare-and-set. To subtract the cost instead would break the quota: some of it may have been earned back by now.
-        restored < end && self.shard(key).replace(key, end, restored)
+    /// A `floor` of zero gives back all that was not earned back meanwhile, however many attempts of the key are under way. Where
+    /// they end neither in the order in which they began nor in the opposite one, what is earned during an attempt may stay taken.
+    /// Keys of which several attempts were under way at a refund take 25 bytes a slot more, for as long as that matters; at the bound
+    /// on keys only the last attempt is given back.
+    ///
+    /// Any other floor is for quotas of one in a long time, so that refunds do not turn an outage into a storm: the next attempt of
+    /// cost 1 is allowed no sooner than `floor` after the refunded one was granted, or when it would have been allowed without the
+    /// refund, if that is sooner. A quota that still allows, or will allow, another attempt within `floor` therefore gives nothing
+    /// back: such a refund is worth at most one period. Nor is there one once something else was granted or given back to the key.
+    pub fn refund(&self, permit: Permit, floor: Duration, now: Duration) -> bool {
+        let mut shard = self.shard(permit.key);
+        let (key, end) = (permit.key, permit.end);
+        let refunded = shard.refunded(key);
+        if !floor.is_zero() {
+            let same = refunded == permit.refunded;
+            let restored = permit.restored(floor);
+            return same && restored < end && shard.replace(key, end, restored);
+        }
+        let Some(arrival) = shard.arrival(key) else { return false };
+        // A reading that is late would give back what others have taken since it was earned back.
+        let now = shard.clock(nanos(now));
+        // More than now was given back until then: that has been forgotten since, as everybody's part had ended.
+        let Some(since) = refunded.checked_sub(permit.refunded) else { return false };
+        // Nothing was granted since, or all of that was given back. Nobody's part then ends sooner for this.
+        let is_last = end.saturating_sub(since) == arrival;
+        let ends = if is_last { arrival } else { permit.ends(since).min(arrival) };
+        let back = ends.saturating_sub(now).min(end - permit.before);
+        if is_last {
+            shard.give_back_last(key, back);
+            return back > 0;
+        }
+        back > 0 && shard.give_back(key, back, self.shard_max)
     }
 
     /// How many keys have state: those that took something not yet earned back, and some that are yet to be swept.
@@ -182,8 +204,9 @@ impl LocalLimiter {
 
     /// Takes over what another limiter with the same hashes granted. What that took can be given back here by the second permit.
     pub(super) fn copy(&self, permit: &Permit) -> Permit {
-        self.shard(permit.key).put(permit.key, permit.end, self.shard_max);
-        Permit { ..*permit }
+        let mut shard = self.shard(permit.key);
+        shard.put(permit.key, permit.end, self.shard_max);
+        Permit { refunded: shard.refunded(permit.key), ..*permit }
     }
 
     /// Forgets `key` if its arrival time is still `arrival`.
@@ -195,7 +218,8 @@ impl LocalLimiter {
     pub(super) fn set_granted(&self, key: Key, cost: u32, quota: &Quota, debt: Duration, now: Duration) -> Permit {
         let end = self.set_debt(key, debt, now);
         let before = end.saturating_sub(quota.charge(cost).unwrap_or(0));
-        Permit { key, before, end, granted: nanos(now), spare: quota.whole() - quota.one() }
+        let refunded = self.shard(key).refunded(key);
+        Permit { key, before, end, granted: nanos(now), spare: quota.whole() - quota.one(), refunded }
     }
 }
 
@@ -219,6 +243,7 @@ impl fmt::Debug for LocalLimiter {
 
 /// The decision itself, on a shard that is locked.
 fn take(shard: &mut Shard, key: Key, charge: u64, quota: &Quota, now: u64, max: usize) -> Result<Permit, Refused> {
+    shard.clock(now);
     let whole = quota.whole();
     let mut debt = shard.arrival(key).map_or(0, |arrival| arrival.saturating_sub(now));
     if debt > whole.saturating_add(LATE) {
@@ -236,7 +261,7 @@ fn take(shard: &mut Shard, key: Key, charge: u64, quota: &Quota, now: u64, max: 
     if end > now {
         shard.put(key, end, max);
     }
-    Ok(Permit { key, before, end, granted: now, spare: whole - quota.one() })
+    Ok(Permit { key, before, end, granted: now, spare: whole - quota.one(), refunded: shard.refunded(key) })
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
@@ -271,8 +296,8 @@ impl Key {
 /// # use infogw_layers::rate_limit::{LocalLimiter, Permit};
 /// # use std::time::Duration;
 /// fn twice(limiter: &LocalLimiter, permit: Permit) {
-///     limiter.refund(permit, Duration::ZERO);
-///     limiter.refund(permit, Duration::ZERO);
+///     limiter.refund(permit, Duration::ZERO, Duration::ZERO);
+///     limiter.refund(permit, Duration::ZERO, Duration::ZERO);
 /// }
 /// ```
 #[derive(Debug)]
@@ -281,19 +306,27 @@ pub struct Permit {
     key: Key,
     /// The key's arrival time without this attempt.
     before: u64,
-    /// The key's arrival time with it, and what a refund compares: every grant moves it on, so it tells one from the next.
+    /// The key's arrival time with it, and what a refund with a floor compares: every grant moves it on, so it tells one from the
+    /// next.
     end: u64,
     granted: u64,
     /// How far ahead of now an arrival time may be that still allows an attempt of cost 1.
     spare: u64,
+    /// What had been given back to the key, and was remembered, until then.
+    refunded: u64,
 }
 
 impl Permit {
-    /// The arrival time after a refund, which may be past `end`: then there is nothing to give back.
-    fn restored(self, floor: Duration) -> u64 {
-        if floor.is_zero() {
-            return self.before;
-        }
+    /// When the attempt is earned back, or somewhat sooner, where `since` was given back to its key since.
+    ///
+    /// What attempts took is earned back one after the other, as a queue is served. So this one's part ends at `end`, or sooner by
+    /// what those before it had back since. That is at most all that anybody had back since, and at most what stood before it.
+    fn ends(&self, since: u64) -> u64 {
+        self.end.saturating_sub(since.min(self.before.saturating_sub(self.granted)))
+    }
+
+    /// The arrival time after a refund with a floor, which may be past `end`: then there is nothing to give back.
+    fn restored(&self, floor: Duration) -> u64 {
         self.granted.saturating_add(nanos(floor)).saturating_add(self.spare).max(self.before)
     }
 }
@@ -348,7 +381,7 @@ mod tests {
             let now = Duration::from_secs(second);
             let permit = limiter.check(limiter.key(b"a"), 1, &once, now);
             assert!(limiter.check(limiter.key(b"a"), 1, &once, now).is_err());
-            assert!(permit.is_ok_and(|permit| limiter.refund(permit, Duration::ZERO)));
+            assert!(permit.is_ok_and(|permit| limiter.refund(permit, Duration::ZERO, now)));
         }
         assert!(limiter.len() <= 1);
     }

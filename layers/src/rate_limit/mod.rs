@@ -186,8 +186,8 @@ impl Limiter for LocalLimiter {
         ready(LocalLimiter::check(self, self.key(key), cost, quota, now))
     }
 
-    fn give_back(&self, permit: Permit, floor: Duration, _: Duration) -> Self::GivingBack {
-        ready(LocalLimiter::refund(self, permit, floor))
+    fn give_back(&self, permit: Permit, floor: Duration, now: Duration) -> Self::GivingBack {
+        ready(LocalLimiter::refund(self, permit, floor, now))
     }
 }
 
@@ -236,8 +236,8 @@ impl<C, L, O, K> RateLimitLayer<C, L, O, K> {
     /// A refunded attempt keeps the next one of cost 1 away for `floor`: 60 seconds unless set.
     ///
     /// That is for quotas of one in several minutes: an outage then does not become a storm of attempts. A quota that allows
-    /// another attempt within `floor` gives nothing back; with a floor of zero, all is given back that nothing else was granted
-    /// after.
+    /// another attempt within `floor` gives nothing back; with a floor of zero, all is given back, however many attempts of one key
+    /// are under way.
     #[must_use]
     pub fn refund_floor(self, floor: Duration) -> Self {
         RateLimitLayer { refund_floor: floor, ..self }

@@ -13,8 +13,8 @@
 //!   same debt, counted once. Where it did not, the key has paid for an attempt that was refused, and waits longer by its cost.
 //! - A refund that does not reach Redis is lost: the attempt stays charged there.
 //!
-//! **Keys** are `PREFIX:HASH`, by HMAC-SHA-256 cut to 128 bits, and hold `seconds.nanoseconds` of the arrival time. Whoever reads
-//! them learns no name. Each expires a second after its state is of no more use; should Redis evict one, that key has its burst back
+//! **Keys** are `PREFIX:HASH`, by HMAC-SHA-256 cut to 128 bits, and hold `seconds.nanoseconds` of the arrival time, and
+//! where something was given back, of how much, and until when that matters. Whoever reads them learns no name. Each expires a second after its state is of no more use; should Redis evict one, that key has its burst back
 //! early. A script is about one key, so a cluster does as well.
 //!
 //! ```no_run
@@ -66,6 +66,13 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Longer than any test with a time of its own takes.
 const KEEP_UNTIMED: Duration = Duration::from_secs(3_600);
 
+/// A script, behind the arithmetic that all of them use.
+macro_rules! script {
+    ($path:literal) => {
+        Script::new(concat!(include_str!("shared/arithmetic.lua"), include_str!($path)))
+    };
+}
+
 /// A rate limiter whose state is in Redis; see the [module](self). Clones are one limiter.
 ///
 /// It runs on any connection of the `redis` crate that is cheap to clone.
@@ -80,6 +87,7 @@ struct Inner<C> {
     secret: hmac::Key,
     take: Script,
     give_back: Script,
+    restore: Script,
     circuit: Circuit,
     deadline: Duration,
     observer: Box<dyn Observe<SharedEvent> + Send + Sync>,
@@ -138,8 +146,9 @@ impl<C> SharedLimiter<C> {
             connection,
             prefix: prefix.into(),
             secret: hmac::Key::new(hmac::HMAC_SHA256, secret),
-            take: Script::new(include_str!("shared/take.lua")),
-            give_back: Script::new(include_str!("shared/give_back.lua")),
+            take: script!("shared/take.lua"),
+            give_back: script!("shared/give_back.lua"),
+            restore: script!("shared/restore.lua"),
             circuit: Circuit::new(FAILURES, LEFT_ALONE),
             deadline: DEADLINE,
             observer: Box::new(()),
@@ -226,17 +235,15 @@ struct RedisPermit {
     key: String,
     before: Duration,
     end: Duration,
-    now: Duration,
+    granted: Duration,
     spare: Duration,
+    refunded: Duration,
 }
 
 impl RedisPermit {
-    /// The arrival time after a refund, which may be past `end`: then there is nothing to give back.
+    /// The arrival time after a refund with a floor, which may be past `end`: then there is nothing to give back.
     fn restored(&self, floor: Duration) -> Duration {
-        if floor.is_zero() {
-            return self.before;
-        }
-        self.now.saturating_add(floor).saturating_add(self.spare).max(self.before)
+        self.granted.saturating_add(floor).saturating_add(self.spare).max(self.before)
     }
 }
 
@@ -265,19 +272,16 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Limiter for SharedLimite
         let SharedPermit(Some(Granted { local, by })) = permit else {
             return Box::pin(ready(false));
         };
-        let here = self.0.local.refund(local, floor);
+        let here = self.0.local.refund(local, floor, now);
         match by {
             By::Local(untold) => {
-                self.0.untold.refund(untold, floor);
+                self.0.untold.refund(untold, floor, now);
                 Box::pin(ready(here))
             }
+            By::Redis(permit) if !floor.is_zero() && permit.restored(floor) >= permit.end => Box::pin(ready(false)),
             By::Redis(permit) => {
-                let restored = permit.restored(floor);
-                if restored >= permit.end {
-                    return Box::pin(ready(false));
-                }
                 let inner = Arc::clone(&self.0);
-                Box::pin(async move { inner.give_back(&permit, restored, now).await })
+                Box::pin(async move { inner.give_back(&permit, floor, now).await })
             }
         }
     }
@@ -309,14 +313,7 @@ impl<C: ConnectionLike + Clone> Inner<C> {
         let untold = self.untold.arrival(key, now);
         let known = untold.map_or(Duration::ZERO, |arrival| limiter::debt(arrival, now));
         let mut take = self.take.key(&redis_key);
-        for span in [charge, whole, known] {
-            take.arg(span.as_secs()).arg(span.subsec_nanos());
-        }
-        take.arg(if self.time.is_some() { KEEP_UNTIMED } else { KEEP }.as_millis() as u64);
-        if let Some(time) = &self.time {
-            let time = time();
-            take.arg(time.as_secs()).arg(time.subsec_nanos());
-        }
+        self.arguments(&mut take, &[charge, whole, known]);
         let answer: Answer = match self.ask(&take, now).await {
             Ok(answer) => answer,
             Err(fallback) => {
@@ -330,11 +327,11 @@ impl<C: ConnectionLike + Clone> Inner<C> {
             self.untold.forget(key, arrival);
         }
         match answer {
-            Answer::Granted { now: redis_now, before, end } => {
-                let debt = end.saturating_sub(redis_now);
+            Answer::Granted { now: granted, before, end, refunded } => {
+                let debt = end.saturating_sub(granted);
                 let local = self.local.set_granted(key, cost, quota, debt, now);
                 let spare = whole.saturating_sub(quota.period());
-                Ok(Granted { local, by: By::Redis(RedisPermit { key: redis_key, before, end, now: redis_now, spare }) })
+                Ok(Granted { local, by: By::Redis(RedisPermit { key: redis_key, before, end, granted, spare, refunded }) })
             }
             Answer::Refused { retry_after } => {
                 let debt = whole.saturating_add(retry_after).saturating_sub(charge);
@@ -344,15 +341,34 @@ impl<C: ConnectionLike + Clone> Inner<C> {
         }
     }
 
-    async fn give_back(&self, permit: &RedisPermit, restored: Duration, now: Duration) -> bool {
-        let mut give_back = self.give_back.key(&permit.key);
-        give_back.arg(arrival_text(permit.end)).arg(arrival_text(restored));
+    async fn give_back(&self, permit: &RedisPermit, floor: Duration, now: Duration) -> bool {
+        let RedisPermit { key, before, end, granted, refunded, .. } = permit;
+        let mut give_back;
+        if floor.is_zero() {
+            give_back = self.give_back.key(key);
+            self.arguments(&mut give_back, &[*before, *end, *granted, *refunded]);
+        } else {
+            give_back = self.restore.key(key);
+            self.arguments(&mut give_back, &[*end, permit.restored(floor), *refunded]);
+        }
         match self.ask(&give_back, now).await {
             Ok(changed) => changed,
             Err(fallback) => {
                 self.observer.observe(&SharedEvent::RefundLost(fallback));
                 false
             }
+        }
+    }
+
+    /// What all scripts take: these, how long to keep state that has passed, and the time unless it is Redis' own.
+    fn arguments(&self, script: &mut ScriptInvocation<'_>, times: &[Duration]) {
+        for time in times {
+            script.arg(time.as_secs()).arg(time.subsec_nanos());
+        }
+        script.arg(if self.time.is_some() { KEEP_UNTIMED } else { KEEP }.as_millis() as u64);
+        if let Some(time) = &self.time {
+            let time = time();
+            script.arg(time.as_secs()).arg(time.subsec_nanos());
         }
     }
 
@@ -378,7 +394,7 @@ impl<C: ConnectionLike + Clone> Inner<C> {
 
 /// What `take.lua` returns.
 enum Answer {
-    Granted { now: Duration, before: Duration, end: Duration },
+    Granted { now: Duration, before: Duration, end: Duration, refunded: Duration },
     Refused { retry_after: Duration },
 }
 
@@ -390,18 +406,14 @@ impl FromRedisValue for Answer {
             _ => Err(redis::ParsingError::from("this is no time")),
         };
         match *numbers.as_slice() {
-            [1, now_s, now_n, before_s, before_n, end_s, end_n] => Ok(Answer::Granted {
+            [1, now_s, now_n, before_s, before_n, end_s, end_n, refunded_s, refunded_n] => Ok(Answer::Granted {
                 now: time(now_s, now_n)?,
                 before: time(before_s, before_n)?,
                 end: time(end_s, end_n)?,
+                refunded: time(refunded_s, refunded_n)?,
             }),
             [0, wait_s, wait_n] => Ok(Answer::Refused { retry_after: time(wait_s, wait_n)? }),
             _ => Err(redis::ParsingError::from("this is not what the script returns")),
         }
     }
-}
-
-/// As `take.lua` writes it.
-fn arrival_text(arrival: Duration) -> String {
-    format!("{}.{:09}", arrival.as_secs(), arrival.subsec_nanos())
 }

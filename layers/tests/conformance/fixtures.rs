@@ -193,11 +193,11 @@ impl Limiter for SlowLimiter {
         })
     }
 
-    fn give_back(&self, permit: Permit, floor: Duration, _: Duration) -> Self::GivingBack {
+    fn give_back(&self, permit: Permit, floor: Duration, now: Duration) -> Self::GivingBack {
         let local = Arc::clone(&self.0);
         Box::pin(async move {
             pending(2).await;
-            local.refund(permit, floor)
+            local.refund(permit, floor, now)
         })
     }
 }

@@ -28,17 +28,17 @@ fn a_cost_of_nothing_is_always_granted_and_takes_no_memory() {
     let limiter = LocalLimiter::new();
     let (key, quota) = (limiter.key(b"a"), quota(10, 1));
     let nothing = limiter.check(key, 0, &quota, Duration::ZERO).unwrap();
-    assert!(!limiter.refund(nothing, Duration::ZERO));
+    assert!(!limiter.refund(nothing, Duration::ZERO, Duration::ZERO));
     assert!(limiter.is_empty());
 
     let something = limiter.check(key, 1, &quota, LATE).unwrap();
     for floor in [Duration::ZERO, NANOSECOND] {
         for now in [LATE, Duration::ZERO] {
             let nothing = limiter.check(key, 0, &quota, now).unwrap();
-            assert!(!limiter.refund(nothing, floor), "it must not give back what another took");
+            assert!(!limiter.refund(nothing, floor, now), "it must not give back what another took");
         }
     }
-    assert!(limiter.refund(something, Duration::ZERO));
+    assert!(limiter.refund(something, Duration::ZERO, LATE));
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! What is given back, and what is not.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{collections::VecDeque, num::NonZeroU32, time::Duration};
 
 use infogw_layers::rate_limit::{Key, LocalLimiter, Permit, Quota};
 use proptest::{prelude::*, sample::Index};
 
-use crate::{quota, small_quotas, wait, whole, within_quota};
+use crate::{NANOSECOND, quota, small_quotas, wait, whole, within_quota};
 
 /// The contract's own case: one upload in 4m30s, and while the upstream is down one attempt a minute.
 #[test]
@@ -17,7 +17,7 @@ fn an_outage_allows_an_attempt_a_minute_and_its_end_restores_the_quota() {
     let mut now = Duration::from_secs(1_000);
     for _ in 0..10 {
         let permit = limiter.check(key, 1, &quota, now).unwrap();
-        assert!(limiter.refund(permit, minute));
+        assert!(limiter.refund(permit, minute, now));
         let early = limiter.check(key, 1, &quota, now + Duration::from_secs(5)).unwrap_err();
         assert_eq!(wait(&early), Duration::from_secs(55));
         now += minute;
@@ -27,14 +27,63 @@ fn an_outage_allows_an_attempt_a_minute_and_its_end_restores_the_quota() {
 }
 
 #[test]
-fn nothing_is_given_back_once_another_attempt_was_granted() {
+fn with_a_floor_nothing_is_given_back_once_another_attempt_was_granted() {
     let limiter = LocalLimiter::new();
     let (key, quota) = (limiter.key(b"a"), quota(10, 2));
-    let first = limiter.check(key, 1, &quota, Duration::ZERO).unwrap();
-    let second = limiter.check(key, 1, &quota, Duration::ZERO).unwrap();
-    assert!(!limiter.refund(first, Duration::ZERO));
-    assert!(limiter.refund(second, Duration::ZERO));
-    assert_eq!(debt(&limiter, key, &quota, Duration::ZERO), Duration::from_nanos(10));
+    let now = Duration::from_nanos(5);
+    let first = limiter.check(key, 1, &quota, now).unwrap();
+    let second = limiter.check(key, 1, &quota, now).unwrap();
+    assert!(!limiter.refund(first, NANOSECOND, now));
+    assert!(limiter.refund(second, NANOSECOND, now));
+    assert_eq!(debt(&limiter, key, &quota, now), Duration::from_nanos(11), "one attempt a nanosecond later");
+}
+
+/// A sender with several requests under way, all of which an outage ends, one after the other, round after round: its next ones are
+/// granted, or it would hear 429, and give its data up.
+#[test]
+fn all_that_is_under_way_is_given_back() {
+    let limiter = LocalLimiter::new();
+    let key = limiter.key(b"a");
+    let quota = Quota::new(Duration::from_secs(100), NonZeroU32::new(10_000).unwrap()).unwrap();
+    let mut now = Duration::from_secs(1);
+    for _ in 0..10 {
+        let mut permits = VecDeque::new();
+        for _ in 0..5 {
+            permits.push_back(limiter.check(key, 2_000, &quota, now).unwrap());
+            now += Duration::from_millis(30);
+        }
+        while let Some(permit) = permits.pop_front() {
+            now += Duration::from_millis(30);
+            assert!(limiter.refund(permit, Duration::ZERO, now));
+        }
+    }
+    assert_eq!(debt(&limiter, key, &quota, now), Duration::ZERO);
+}
+
+/// What was earned back is not given back on top of that.
+#[test]
+fn of_an_attempt_that_took_long_the_rest_is_given_back() {
+    let limiter = LocalLimiter::new();
+    let (key, quota) = (limiter.key(b"a"), quota(10, 3));
+    let [first, second, third] = [(); 3].map(|()| limiter.check(key, 1, &quota, Duration::ZERO).unwrap());
+    let now = Duration::from_nanos(13);
+    assert!(!limiter.refund(first, Duration::ZERO, now), "earned back");
+    assert!(limiter.refund(second, Duration::ZERO, now));
+    assert_eq!(debt(&limiter, key, &quota, now), Duration::from_nanos(10), "the third one's alone");
+    assert!(limiter.refund(third, Duration::ZERO, now));
+    assert_eq!(debt(&limiter, key, &quota, now), Duration::ZERO);
+}
+
+/// By a clock that others have read later: what was earned back by then, they may have taken.
+#[test]
+fn a_refund_by_a_late_reading_gains_nothing() {
+    let limiter = LocalLimiter::new();
+    let (key, quota) = (limiter.key(b"a"), quota(10, 3));
+    let first = limiter.check(key, 3, &quota, Duration::ZERO).unwrap();
+    let now = Duration::from_nanos(30);
+    drop(limiter.check(key, 3, &quota, now).unwrap());
+    assert!(!limiter.refund(first, Duration::ZERO, Duration::ZERO));
+    assert_eq!(debt(&limiter, key, &quota, now), whole(&quota));
 }
 
 #[test]
@@ -47,7 +96,7 @@ fn a_refund_that_comes_after_the_state_is_gone_does_nothing() {
         drop(limiter.check(limiter.key(b"b"), 1, &quota, later));
     }
     assert_eq!(limiter.len(), 1);
-    assert!(!limiter.refund(old, Duration::ZERO));
+    assert!(!limiter.refund(old, Duration::ZERO, later));
     assert!(limiter.check(key, 1, &quota, later).is_ok());
 }
 
@@ -57,7 +106,7 @@ fn a_floor_beyond_all_time_gives_nothing_back() {
     let key = limiter.key(b"a");
     let quota = Quota::new(Duration::from_nanos(i64::MAX as u64), NonZeroU32::MIN).unwrap();
     let permit = limiter.check(key, 1, &quota, Duration::MAX).unwrap();
-    assert!(!limiter.refund(permit, Duration::MAX));
+    assert!(!limiter.refund(permit, Duration::MAX, Duration::MAX));
 }
 
 proptest! {
@@ -90,11 +139,11 @@ proptest! {
 
         let late = Duration::from_nanos(late);
         let refunded_at = now + late;
-        let changed = limiter.refund(permit, floor);
+        let changed = limiter.refund(permit, floor, refunded_at);
         let left = debt(&limiter, key, &quota, refunded_at);
         prop_assert_eq!(refunded_at + next(&limiter, key, &quota, refunded_at), expected.max(refunded_at));
         if floor.is_zero() {
-            prop_assert!(changed);
+            prop_assert_eq!(changed, not_refunded + whole(&quota) > refunded_at + quota.period(), "unless it is earned back");
             prop_assert_eq!(left, debt_before.saturating_sub(quota.period() * cost + late), "all of it is given back");
         } else {
             prop_assert_eq!(changed, expected < not_refunded);
@@ -131,11 +180,38 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
-    /// To subtract the cost instead of comparing and setting fails here; so does a refund that ignores its floor.
+    /// In whichever order attempts end, all that they took is given back, but for what is earned meanwhile.
+    #[test]
+    fn the_order_in_which_attempts_end_does_not_matter(
+        period in 1..1_000_u64,
+        costs in prop::collection::vec((1..6_u32, 0..3_u64), 1..8),
+        order in prop::collection::vec(any::<Index>(), 8),
+    ) {
+        let limiter = LocalLimiter::new();
+        let key = limiter.key(b"a");
+        let quota = quota(period, costs.iter().map(|(cost, _)| cost).sum());
+        let mut now = Duration::from_nanos(100);
+        let mut permits = Vec::new();
+        for (cost, step) in costs {
+            now += Duration::from_nanos(step);
+            permits.push((now, limiter.check(key, cost, &quota, now).unwrap()));
+        }
+        let mut lost = Duration::ZERO;
+        for index in order {
+            if !permits.is_empty() {
+                let (granted, permit) = permits.remove(index.index(permits.len()));
+                limiter.refund(permit, Duration::ZERO, now);
+                lost += now - granted;
+            }
+        }
+        prop_assert!(debt(&limiter, key, &quota, now) <= lost);
+    }
+
+    /// To subtract the cost whatever was earned of it fails here; so does a refund that ignores its floor.
     #[test]
     fn no_sequence_of_refunds_gets_more_than_the_quota_and_one_attempt_a_floor(
         quota in small_quotas(),
-        floor in 0..30_u64,
+        floor in prop_oneof![Just(0), 0..30_u64],
         steps in steps(),
     ) {
         let limiter = LocalLimiter::new();
@@ -155,8 +231,8 @@ proptest! {
                 Step::Refund { which } if !out.is_empty() => {
                     let (index, permit) = out.swap_remove(which.index(out.len()));
                     let since = granted[index + 1..].iter().any(|other| other.who == granted[index].who && !other.refunded);
-                    let changed = limiter.refund(permit, floor);
-                    prop_assert!(!(changed && since), "refunded although another was granted since");
+                    let changed = limiter.refund(permit, floor, now);
+                    prop_assert!(floor.is_zero() || !(changed && since), "refunded although another was granted since");
                     granted[index].refunded = changed;
                 }
                 Step::Drop { which } if !out.is_empty() => drop(out.swap_remove(which.index(out.len()))),
@@ -189,7 +265,7 @@ struct Granted {
 fn debt(limiter: &LocalLimiter, key: Key, quota: &Quota, now: Duration) -> Duration {
     match limiter.check(key, quota.burst().get(), quota, now) {
         Ok(permit) => {
-            assert!(limiter.refund(permit, Duration::ZERO), "nothing came between");
+            assert!(limiter.refund(permit, Duration::ZERO, now), "nothing came between");
             Duration::ZERO
         }
         Err(refused) => wait(&refused),

@@ -39,9 +39,14 @@ fn many_threads_at_one_key_get_exactly_the_burst() {
 /// With refunds in between, and every thread free to be overtaken between its reading of the clock and its attempt.
 #[test]
 fn threads_that_refund_stay_within_the_quota_and_the_floor() {
+    for floor in [0, 20] {
+        threads_that_refund(Duration::from_nanos(floor));
+    }
+}
+
+fn threads_that_refund(floor: Duration) {
     let limiter = LocalLimiter::new();
     let quota = quota(50, 3);
-    let floor = Duration::from_nanos(20);
     let key = limiter.key(b"a");
     let clock = AtomicU64::new(0);
     let together = Barrier::new(THREADS as usize);
@@ -56,7 +61,7 @@ fn threads_that_refund_stay_within_the_quota_and_the_floor() {
                         let now = Duration::from_nanos(clock.fetch_add(1, Ordering::Relaxed));
                         if let Ok(permit) = limiter.check(key, 1, &quota, now) {
                             let failed = (n + thread) % 3 > 0;
-                            granted.push((now, 1, failed && limiter.refund(permit, floor)));
+                            granted.push((now, 1, failed && limiter.refund(permit, floor, now)));
                         }
                     }
                     granted

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use infogw_layers::rate_limit::{LocalLimiter, Quota, Refused};
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 
 use crate::{LATE, NANOSECOND, quota, small_quotas, wait, whole, within_quota};
 
@@ -74,7 +74,7 @@ proptest! {
         let mut kept = Vec::new();
         for (now, quota, cost, floor, fate) in attempts {
             match limiter.check(key, cost, &quota, now) {
-                Ok(permit) if fate == 0 => { limiter.refund(permit, floor); }
+                Ok(permit) if fate == 0 => { limiter.refund(permit, floor, now); }
                 Ok(permit) if fate == 1 => kept.push(permit),
                 Ok(_) => {}
                 Err(Refused::Never { .. }) => prop_assert!(cost > quota.burst().get()),
@@ -89,7 +89,7 @@ proptest! {
                 }
             }
             if fate == 2 && let Some(permit) = kept.pop() {
-                limiter.refund(permit, floor);
+                limiter.refund(permit, floor, now);
             }
         }
     }
@@ -102,22 +102,29 @@ proptest! {
     #[test]
     fn late_readings_do_not_break_the_quota(
         quota in small_quotas(),
-        attempts in prop::collection::vec((0..40_u64, 0..60_u64, 1..4_u32), 0..50),
+        attempts in prop::collection::vec((0..40_u64, 0..60_u64, 1..4_u32, any::<Index>(), 0..60_u64), 0..50),
     ) {
         let limiter = LocalLimiter::new();
         let key = limiter.key(b"a");
-        let (mut clock, mut granted) = (100, Vec::new());
-        for (step, late, cost) in attempts {
+        let (mut clock, mut granted, mut out) = (100, Vec::new(), Vec::new());
+        for (step, late, cost, which, refund_late) in attempts {
             clock += step;
             let now = Duration::from_nanos(clock - late);
-            if limiter.check(key, cost, &quota, now).is_ok() {
-                granted.push((now, cost));
+            if let Ok(permit) = limiter.check(key, cost, &quota, now) {
+                out.push((now, cost, permit));
+            }
+            if out.len() > 2 {
+                let (at, cost, permit) = out.swap_remove(which.index(out.len()));
+                if !limiter.refund(permit, Duration::ZERO, Duration::from_nanos(clock - refund_late)) {
+                    granted.push((at, cost));
+                }
             }
             // So many others that all has been swept that may be.
             for _ in 0..256 {
                 drop(limiter.check(limiter.key(b"b"), 0, &quota, Duration::from_nanos(clock)));
             }
         }
+        granted.extend(out.into_iter().map(|(at, cost, _)| (at, cost)));
         granted.sort();
         within_quota(&granted, &quota)?;
     }

@@ -2,7 +2,7 @@
 
 use hashbrown::HashTable;
 
-use super::Key;
+use super::{Key, LATE};
 
 /// How many slots a sweep looks at. A check adds one key at most, so anything above 1 catches up.
 const STRIDE: usize = 8;
@@ -17,12 +17,26 @@ pub(super) struct Shard {
     table: HashTable<Entry>,
     /// The slot to look at next.
     hand: usize,
+    /// What was given back, of the few keys of which something was: the table above has no room for it.
+    ledger: HashTable<Refunds>,
+    ledger_hand: usize,
+    /// The latest time that a caller brought.
+    latest: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     key: Key,
     arrival: u64,
+}
+
+#[derive(Debug)]
+struct Refunds {
+    key: Key,
+    /// All that was given back of attempts that others had been granted after, added up. It wraps.
+    sum: u64,
+    /// The latest arrival time that a refund brought forward. Before it, permits may be out to which the sum matters.
+    until: u64,
 }
 
 impl Shard {
@@ -54,8 +68,47 @@ impl Shard {
         }
     }
 
+    /// What was given back to the key so far and remembered.
+    pub(super) fn refunded(&self, key: Key) -> u64 {
+        self.ledger.find(key.0, |refunds| refunds.key == key).map_or(0, |refunds| refunds.sum)
+    }
+
+    /// Brings the key's arrival time forward by `back`, where nobody needs to know.
+    pub(super) fn give_back_last(&mut self, key: Key, back: u64) {
+        if let Some(entry) = self.table.find_mut(key.0, |entry| entry.key == key) {
+            entry.arrival = entry.arrival.saturating_sub(back);
+        }
+    }
+
+    /// Brings the key's arrival time forward by `back`, and remembers that. Not where that would make more than `max` to remember.
+    pub(super) fn give_back(&mut self, key: Key, back: u64, max: usize) -> bool {
+        let Some(entry) = self.table.find_mut(key.0, |entry| entry.key == key) else { return false };
+        let is_full = self.ledger.len() >= max;
+        match self.ledger.find_mut(key.0, |refunds| refunds.key == key) {
+            Some(refunds) => {
+                refunds.sum = refunds.sum.wrapping_add(back);
+                refunds.until = refunds.until.max(entry.arrival);
+            }
+            None if is_full => return false,
+            None => {
+                let refunds = Refunds { key, sum: back, until: entry.arrival };
+                self.ledger.insert_unique(key.0, refunds, |refunds| refunds.key.0);
+            }
+        }
+        entry.arrival = entry.arrival.saturating_sub(back);
+        true
+    }
+
+    /// Notes that somebody says it is `now`, and returns the latest that anybody said: nobody is late by more than [`LATE`] but for
+    /// a clock that went back.
+    pub(super) fn clock(&mut self, now: u64) -> u64 {
+        self.latest = if now.saturating_add(LATE) < self.latest { now } else { self.latest.max(now) };
+        self.latest
+    }
+
     /// Looks at a few slots, forgets those whose arrival time is not after `past`, and once around gives memory back.
     pub(super) fn sweep(&mut self, past: u64) {
+        self.sweep_ledger(past);
         for _ in 0..STRIDE {
             if let Ok(slot) = self.table.get_bucket_entry(self.hand)
                 && slot.get().arrival <= past
@@ -66,6 +119,28 @@ impl Shard {
             if self.hand >= self.table.num_buckets() {
                 self.hand = 0;
                 self.shrink();
+                return;
+            }
+        }
+    }
+
+    /// The same for what was given back: once all permits are past to which it could matter, they get nothing back for that alone.
+    fn sweep_ledger(&mut self, past: u64) {
+        for _ in 0..STRIDE {
+            if let Ok(slot) = self.ledger.get_bucket_entry(self.ledger_hand) {
+                let Refunds { key, until, .. } = *slot.get();
+                let arrival = self.table.find(key.0, |entry| entry.key == key).map_or(0, |entry| entry.arrival);
+                if until.max(arrival) <= past {
+                    slot.remove();
+                }
+            }
+            self.ledger_hand += 1;
+            if self.ledger_hand >= self.ledger.num_buckets() {
+                self.ledger_hand = 0;
+                let len = self.ledger.len();
+                if self.ledger.num_buckets() / 8 > len {
+                    self.ledger.shrink_to(2 * len, |refunds| refunds.key.0);
+                }
                 return;
             }
         }
@@ -107,7 +182,7 @@ impl Shard {
 
     #[cfg(test)]
     pub(super) fn allocated(&self) -> usize {
-        self.table.allocation_size()
+        self.table.allocation_size() + self.ledger.allocation_size()
     }
 }
 
@@ -179,6 +254,28 @@ mod tests {
 
         shard.put(key(1_999), 7, 1_000);
         assert_eq!(shard.len(), 1_000, "a known key replaces no other");
+    }
+
+    #[test]
+    fn what_was_given_back_is_bounded_and_forgotten_when_all_it_matters_to_is_past() {
+        let mut shard = full(1_000);
+        for n in 0..1_000 {
+            assert_eq!(shard.give_back(key(n), n / 2, 500), n < 500, "{n}");
+        }
+        assert_eq!((shard.refunded(key(400)), shard.arrival(key(400))), (200, Some(200)));
+        assert_eq!((shard.refunded(key(500)), shard.arrival(key(500))), (0, Some(500)), "no room to remember it");
+        assert!(shard.give_back(key(400), 1, 500), "a known key takes no more room");
+        // By the arrival time before, though the one after is past.
+        sweep_around(&mut shard, 399);
+        assert_eq!((shard.refunded(key(400)), shard.refunded(key(399))), (201, 0));
+        sweep_around(&mut shard, 400);
+        assert_eq!(shard.refunded(key(400)), 0);
+        // By what was granted since, too.
+        shard.put(key(499), 700, usize::MAX);
+        sweep_around(&mut shard, 699);
+        assert_eq!((shard.ledger.len(), shard.refunded(key(499))), (1, 249));
+        sweep_around(&mut shard, 1_000);
+        assert_eq!((shard.ledger.len(), shard.allocated()), (0, 0));
     }
 
     #[test]
