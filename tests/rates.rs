@@ -25,7 +25,7 @@ use support::{
     world::{PULL_SECRET, TEXT, now},
 };
 use tempfile::NamedTempFile;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// A series of this cluster with so many samples.
 fn samples(cluster: &str, count: usize) -> Vec<TimeSeries> {
@@ -178,6 +178,28 @@ async fn neither_limit_trips_the_other() {
     world.upload("c1", &format!("up{{_id=\"c1\"}} 1 {}\n", now())).await.expect_status(200);
 }
 
+/// What the limit of samples refuses is no request to the other limit, however slow that is.
+#[tokio::test]
+async fn what_one_limit_refuses_the_other_does_not_count() {
+    let flags = [
+        "--limit-receive-requests-per-second=0.001",
+        "--limit-receive-requests-burst=2",
+        "--limit-receive-samples-per-second=0.001",
+        "--limit-receive-samples-burst=10",
+    ];
+    let world = World::with(&flags).await;
+    world.receive("c1", samples("c1", 10)).await.expect_status(200);
+    for _ in 0..3 {
+        let refused = world.receive("c1", samples("c1", 1)).await.expect_status(429);
+        assert!(refused.reason().contains("10 samples at once"), "{refused:?}");
+        world.receive("c1", samples("c1", 11)).await.expect_status(413);
+    }
+    let token = composite_token(PULL_SECRET, "c1");
+    world.gateway.receive(&token, metadata_only()).await.expect_status(204);
+    let refused = world.gateway.receive(&token, metadata_only()).await.expect_status(429);
+    assert!(refused.reason().contains("2 requests at once"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn who_waits_for_as_long_as_told_gets_in() {
     let by_requests = ["--limit-receive-requests-per-second=1", "--limit-receive-requests-burst=1"];
@@ -218,6 +240,46 @@ async fn an_outage_of_the_upstream_is_not_the_senders() {
         let refunds = format!("infogw_rate_limit_refunds_total{{limit=\"{limit}\"}}");
         assert_eq!(metric(&world.gateway, &refunds).await, 5.0, "{limit}");
     }
+}
+
+/// A sender with several requests under way hears 5xx for all of them, round after round, and never 429: a stock one would take
+/// that for the end of its data.
+#[tokio::test]
+async fn an_outage_is_not_the_senders_however_many_requests_are_under_way() {
+    let flags = [
+        "--limit-receive-requests-per-second=0.001",
+        "--limit-receive-requests-burst=6",
+        "--limit-receive-samples-per-second=0.001",
+        "--limit-receive-samples-burst=10001",
+    ];
+    let world = World::with(&flags).await;
+    outage_under_load(&world.upstream, &[&world.gateway]).await;
+    let replicas = Replicas::with(&flags).await;
+    let [one, other] = &replicas.gateways;
+    outage_under_load(&replicas.upstream, &[one, other]).await;
+}
+
+/// Five requests under way at once, four times, then one of all the samples that may be sent at once.
+async fn outage_under_load(upstream: &Upstream, gateways: &[&Gateway]) {
+    for round in 0..4 {
+        let (release, held) = watch::channel(false);
+        let Answer::Reply(down) = Answer::status(503) else { panic!("it is a reply") };
+        upstream.set_script(move |_| Answer::Held(held.clone(), down.clone()));
+        let before = upstream.received().len();
+        let attempts: Vec<_> = (0..5).map(|n| attempt(gateways[n % gateways.len()], "c1", 2_000)).collect();
+        assert_eq!(upstream.wait_for(before + 5).await.len(), before + 5, "round {round}");
+        release.send(true).unwrap();
+        for attempt in attempts {
+            attempt.await.unwrap().expect_status(503);
+        }
+    }
+    upstream.set_script(|_| Answer::status(200));
+    // Once the last refund has arrived.
+    let passed = async || {
+        let reply = receive(gateways[0], "c1", 10_000).await;
+        ensure(reply.status == 200, || format!("{reply:?}"))
+    };
+    eventually("all is given back", passed).await;
 }
 
 /// Two gateways with one key, one Redis, one authorizer and one upstream.

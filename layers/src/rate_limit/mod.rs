@@ -3,7 +3,7 @@
 //! [`RateLimitLayer`] charges every request against a quota. Whom and how much a [`Charge`] says, so the same layer can limit by
 //! identity or by a header before the body is read, or by what a decoded payload holds. Where the count is kept a [`Limiter`] says:
 //! in this process, or in Redis for several. An attempt that ends in a 5xx is given back, so that an outage of ours is not the
-//! sender's.
+//! sender's; so is one that another rate limit inside refuses, so that neither trips the other.
 //!
 //! ```
 //! use infogw_layers::rate_limit::{Due, Quota, RateLimitLayer};
@@ -198,7 +198,7 @@ pub enum RateLimitEvent {
     TooSoon,
     /// A request cost more than the quota ever has to give.
     TooMuch,
-    /// An attempt that ended in a 5xx was given back.
+    /// An attempt that ended in a 5xx, or that a limit inside refused, was given back.
     Refunded,
 }
 
@@ -367,7 +367,7 @@ struct Refund<L: Limiter, K> {
 }
 
 pin_project! {
-    /// The future of [`RateLimit`]. It gives an attempt back that ends in a 5xx. One that is cancelled stays charged: a client that
+    /// The future of [`RateLimit`]. It gives an attempt back that ends in a 5xx or at a limit inside. One that is cancelled stays charged: a client that
     /// hangs up gets nothing free.
     pub struct RateLimitFuture<S: Service<R>, L: Limiter, O, K, R> {
         #[pin]
@@ -457,12 +457,16 @@ where
                     return rejection.take().map_or(Poll::Pending, |rejection| Poll::Ready(Err(rejection)));
                 }
             };
-            let status = match &result {
-                Ok(response) => response.status(),
-                Err(rejection) => rejection.status(),
+            let is_free = match &result {
+                Ok(response) => response.status().is_server_error(),
+                // By a limit inside: what one refuses, the other does not count.
+                Err(rejection) => {
+                    rejection.status().is_server_error()
+                        || matches!(rejection.reason(), Reason::RateLimited | Reason::OverBurst)
+                }
             };
             let Refund { limiter, permit, floor, clock } = this.refund;
-            let Some(permit) = permit.take().filter(|_| status.is_server_error()) else {
+            let Some(permit) = permit.take().filter(|_| is_free) else {
                 return Poll::Ready(result);
             };
             let giving_back = limiter.give_back(permit, *floor, clock.monotonic());

@@ -65,7 +65,10 @@ impl LimiterMetrics {
                 "infogw_rate_limit_rejections_total",
                 "Requests refused, by the limit they were over.",
             )?,
-            refunds: counters("infogw_rate_limit_refunds_total", "Attempts given back because they ended in a 5xx.")?,
+            refunds: counters(
+                "infogw_rate_limit_refunds_total",
+                "Attempts given back because they ended in a 5xx, or another limit refused them.",
+            )?,
             fallbacks: register(
                 registry,
                 IntCounterVec::new(
@@ -78,7 +81,7 @@ impl LimiterMetrics {
             )?,
             lost: counters(
                 "infogw_rate_limit_shared_refunds_lost_total",
-                "Attempts that ended in a 5xx and stay charged, because Redis could not be told.",
+                "Attempts to be given back that stay charged, because Redis could not be told.",
             )?,
             sizes,
         })
