@@ -16,6 +16,8 @@ use crate::{admin::metrics::Metrics, config::Stores};
 /// So many failures in a row, and a store is left alone for so long.
 const FAILURES: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const LEFT_ALONE: Duration = Duration::from_secs(1);
+/// How long memcached may take to answer.
+const MEMCACHED_DEADLINE: Duration = Duration::from_millis(50);
 
 /// Where authorizations are shared: memcached if there is one, else Redis if there is. It begins to connect when it is first asked.
 pub fn authorizations(config: &Stores, metrics: &'static Metrics) -> Option<Arc<dyn Store>> {
@@ -26,9 +28,9 @@ pub fn authorizations(config: &Stores, metrics: &'static Metrics) -> Option<Arc<
                 Some(interval) => store.refresh_every(interval),
                 None => store,
             };
-            Some(bounded("memcached", store, metrics))
+            Some(bounded("memcached", store, MEMCACHED_DEADLINE, metrics))
         }
-        (None, Some(redis)) => Some(bounded("redis", RedisStore::new(redis.clone()), metrics)),
+        (None, Some(redis)) => Some(bounded("redis", RedisStore::new(redis.clone()), config.redis_timeout, metrics)),
         (None, None) => None,
     }
 }
@@ -38,8 +40,8 @@ pub fn rate_limit(config: &Stores) -> Option<RedisConnection> {
     config.redis.clone()
 }
 
-fn bounded(name: &'static str, store: impl Store, metrics: &'static Metrics) -> Arc<dyn Store> {
+fn bounded(name: &'static str, store: impl Store, deadline: Duration, metrics: &'static Metrics) -> Arc<dyn Store> {
     let observer = metrics.stores.store(name);
     let circuit = Circuit::observed_by(FAILURES, LEFT_ALONE, observer.clone());
-    Arc::new(Bounded::new(store).circuit(circuit).observed_by(observer))
+    Arc::new(Bounded::new(store).deadline(deadline).circuit(circuit).observed_by(observer))
 }

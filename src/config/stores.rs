@@ -1,11 +1,11 @@
 //! The engines that replicas share.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use clap::Args;
 use infogw_layers::store::redis::{ClientTlsConfig, RedisConfig, RedisConnection, RedisMode, RedisTls};
 
-use super::{ConfigError, given, number, wrong};
+use super::{ConfigError, duration, given, number, wrong};
 
 /// Flags of what replicas share.
 #[derive(Clone, Default, Args)]
@@ -14,11 +14,12 @@ pub struct StoreFlags {
     /// memcached that shares authorizations, host:port; repeatable, comma-separated. Each address of a name is a server.
     #[arg(long, value_name = "HOST:PORT")]
     pub memcached: Vec<String>,
-    /// How long a shared authorization is kept at most, in memcached or Redis [default: 86400].
+    /// How long a shared authorization is kept at most, in memcached or Redis; 0 is as long as it is of use [default:
+    /// 86400].
     #[arg(long, value_name = "SECONDS")]
     pub memcached_expire: Option<String>,
-    /// How often the addresses of memcached are looked up; 0 is once [default: 10].
-    #[arg(long, value_name = "SECONDS")]
+    /// How often the addresses of memcached are looked up; 0 or less is once [default: 10].
+    #[arg(long, allow_hyphen_values = true, value_name = "SECONDS")]
     pub memcached_interval: Option<String>,
     /// Redis or Valkey that shares the rate limit, and authorizations unless memcached does: redis://user:password@host:port/database,
     /// rediss:// for TLS, or redis+unix:///path; nodes of a cluster, or sentinels, repeatable, comma-separated.
@@ -27,6 +28,9 @@ pub struct StoreFlags {
     /// single, cluster or sentinel [default: single].
     #[arg(long, value_name = "MODE")]
     pub redis_mode: Option<String>,
+    /// How long Redis may take to answer; a request then does without it [default: 50ms].
+    #[arg(long, value_name = "DURATION")]
+    pub redis_timeout: Option<String>,
     /// The name by which the sentinels know the master.
     #[arg(long, value_name = "NAME")]
     pub redis_sentinel_master: Option<String>,
@@ -62,9 +66,16 @@ pub struct Stores {
     pub memcached: Option<MemcachedServers>,
     /// Shares the rate limit, and authorizations unless memcached does.
     pub redis: Option<RedisConnection>,
+    /// How long Redis may take to answer.
+    pub redis_timeout: Duration,
     /// How long an authorization is kept there at most.
     pub expire: Duration,
 }
+
+/// Seconds, longer than any authorization is of use.
+const LONGEST: u64 = 10 * 365 * 86_400;
+const REDIS_TIMEOUT: Duration = Duration::from_millis(50);
+const REDIS_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
 
 /// Where memcached is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,17 +88,27 @@ pub struct MemcachedServers {
 
 impl Stores {
     pub(super) fn new(flags: StoreFlags) -> Result<Self, ConfigError> {
-        let expire = number("--memcached-expire", flags.memcached_expire.clone(), 86_400)? as u64;
-        if expire == 0 || expire > 10 * 365 * 86_400 {
-            return wrong!("--memcached-expire: an authorization is kept 1 second to 10 years");
-        }
-        let interval = number("--memcached-interval", flags.memcached_interval.clone(), 10)? as u64;
+        let expire = match number("--memcached-expire", flags.memcached_expire.clone(), 86_400)? as u64 {
+            0 => LONGEST,
+            seconds @ 1..=LONGEST => seconds,
+            _ => {
+                return wrong!(
+                    "--memcached-expire: an authorization is kept 1 second to 10 years; 0 is without a bound"
+                );
+            }
+        };
+        // telemeter-server takes any below as 0.
+        let interval = match given(flags.memcached_interval.clone()) {
+            Some(seconds) if seconds.strip_prefix('-').is_some_and(|number| number.parse::<u64>().is_ok()) => 0,
+            seconds => number("--memcached-interval", seconds, 10)? as u64,
+        };
         let servers = flags.memcached.iter().flat_map(|value| value.split(',')).map(str::trim);
         let servers: Vec<_> =
             servers.filter(|server| !server.is_empty()).map(host_and_port).collect::<Result<_, _>>()?;
         let interval = (interval > 0).then(|| Duration::from_secs(interval));
         Ok(Stores {
             memcached: (!servers.is_empty()).then_some(MemcachedServers { servers, interval }),
+            redis_timeout: redis_timeout(given(flags.redis_timeout.clone()))?,
             redis: redis(flags)?,
             expire: Duration::from_secs(expire),
         })
@@ -107,15 +128,26 @@ fn host_and_port(server: &str) -> Result<String, ConfigError> {
     Ok(server.to_owned())
 }
 
+fn redis_timeout(timeout: Option<String>) -> Result<Duration, ConfigError> {
+    let Some(timeout) = timeout else { return Ok(REDIS_TIMEOUT) };
+    match duration::parse(&timeout) {
+        Ok(parsed) if REDIS_TIMEOUTS.contains(&parsed) => Ok(parsed),
+        Ok(_) => wrong!("--redis-timeout: `{timeout}` is not 1ms to 1m"),
+        Err(error) => wrong!("--redis-timeout: {error}"),
+    }
+}
+
 fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
     let urls: Vec<_> = flags.redis.iter().flat_map(|value| urls(value)).collect();
     let mode = given(flags.redis_mode);
+    let timeout = given(flags.redis_timeout);
     let master = given(flags.redis_sentinel_master);
     let password = given(flags.redis_sentinel_password);
     let [ca, crt, key] = [flags.redis_tls_ca_crt, flags.redis_tls_crt, flags.redis_tls_key].map(given);
     if urls.is_empty() {
         let idle = [
             ("--redis-mode", mode.is_some()),
+            ("--redis-timeout", timeout.is_some()),
             ("--redis-sentinel-master", master.is_some()),
             ("--redis-sentinel-password", password.is_some()),
             ("--redis-tls-ca-crt", ca.is_some()),
@@ -143,8 +175,10 @@ fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
         return wrong!("--redis-sentinel-password is for --redis-mode=sentinel");
     }
     let single = mode == RedisMode::Single;
+    // The connection is to find out first, and why: what asks it has all of the time.
+    let response = redis_timeout(timeout)? * 4 / 5;
     let config = match RedisConfig::new(&urls, mode) {
-        Ok(config) => config,
+        Ok(config) => config.response_timeout(response),
         Err(_) if single && urls.len() > 1 => {
             return wrong!("--redis: several servers need --redis-mode=cluster or --redis-mode=sentinel");
         }
@@ -222,8 +256,38 @@ mod tests {
             let error = stores(|flags| flags.memcached = vec![wrong.to_owned()]).unwrap_err();
             assert_eq!(error, format!("--memcached: `{wrong}` is not host:port"));
         }
-        let error = stores(|flags| flags.memcached_expire = Some("0".to_owned())).unwrap_err();
-        assert_eq!(error, "--memcached-expire: an authorization is kept 1 second to 10 years");
+        let expire = |expire: &str| stores(|flags| flags.memcached_expire = Some(expire.to_owned()));
+        assert_eq!(expire("0").unwrap().expire, Duration::from_secs(LONGEST));
+        assert_eq!(expire("1").unwrap().expire, Duration::from_secs(1));
+        let error = expire("315360001").unwrap_err();
+        assert_eq!(error, "--memcached-expire: an authorization is kept 1 second to 10 years; 0 is without a bound");
+        for off in ["0", "-1", "-10"] {
+            let found = stores(|flags| {
+                flags.memcached = vec!["a:1".to_owned()];
+                flags.memcached_interval = Some(off.to_owned());
+            });
+            assert_eq!(found.unwrap().memcached.unwrap().interval, None, "{off}");
+        }
+        assert!(stores(|flags| flags.memcached_interval = Some("-".to_owned())).is_err());
+    }
+
+    #[test]
+    fn how_long_redis_may_take() {
+        let timeout = |timeout: &str| {
+            let found = stores(|flags| {
+                flags.redis = vec!["redis://a".to_owned()];
+                flags.redis_timeout = Some(timeout.to_owned());
+            });
+            found.map(|stores| stores.redis_timeout)
+        };
+        assert_eq!(timeout(""), Ok(Duration::from_millis(50)));
+        assert_eq!(timeout("10s"), Ok(Duration::from_secs(10)));
+        for wrong in ["0", "61s", "999us"] {
+            assert_eq!(timeout(wrong).unwrap_err(), format!("--redis-timeout: `{wrong}` is not 1ms to 1m"));
+        }
+        assert!(timeout("soon").unwrap_err().starts_with("--redis-timeout: "));
+        let error = stores(|flags| flags.redis_timeout = Some("1s".to_owned())).unwrap_err();
+        assert_eq!(error, "--redis-timeout is nothing without --redis");
     }
 
     #[test]
