@@ -1,9 +1,9 @@
 //! Redis and Valkey: one server, a cluster, or a master that sentinels name.
 //!
 //! A [`RedisConnection`] is a handle that is cheap to clone. It connects when it is first used, and anew when the connection broke or
-//! went silent; whoever calls meanwhile hears so within the time that a reply may take, and nothing is sent twice. It is a
-//! [`ConnectionLike`] of the `redis` crate, so all that crate's commands and scripts run on it; in a cluster a command goes where its
-//! key lives. [`RedisStore`] is a [`Store`] on it.
+//! went silent; whoever calls meanwhile hears so within the time that a reply may take, and nothing is sent twice, but in a
+//! cluster: there a command follows the key, and goes out anew where a connection broke before the reply came. It is a
+//! [`ConnectionLike`] of the `redis` crate, so all that crate's commands and scripts run on it. [`RedisStore`] is a [`Store`] on it.
 //!
 //! ```no_run
 //! use bytes::Bytes;
