@@ -101,10 +101,11 @@ mod tests {
         let config = Config::new(flags).unwrap();
         let (metrics, clients) = (Metrics::new().unwrap(), Clients::new(&config).unwrap());
         let circuit = authorizers::circuit(metrics);
+        let limits = crate::limits::Limits::new(&config, metrics);
         let stacks = [
             ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &circuit))),
-            ("/upload", rows(&stack::upload(&config, metrics, &clients))),
-            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &circuit))),
+            ("/upload", rows(&stack::upload(&config, metrics, &clients, &limits))),
+            ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &circuit, &limits))),
         ];
         let tables: Vec<_> = stacks.iter().map(|(name, rows)| table(name, rows)).collect();
         let tables = tables.join("\n");

@@ -1,6 +1,6 @@
 //! The rate limits of the stacks, shared between replicas where there is a Redis.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 use infogw_layers::{
     circuit::Circuit,
@@ -26,32 +26,68 @@ pub type LocalLimit<C> = RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters>;
 /// A limit in Redis.
 pub type SharedLimit<C> = RateLimitLayer<C, SharedLimiter, LimitCounters>;
 
-/// A limit of its own, shared between replicas where there is a Redis. What fails here is given back: of uploads down to one a
-/// minute; of remote write all of it, since a sender whose retries were counted would hear 429, which a stock one takes for the end
-/// of its data.
-pub fn limit<C>(
-    limit: Limit,
-    charge: Option<C>,
-    config: &Config,
-    metrics: &Metrics,
-) -> Either<LocalLimit<C>, SharedLimit<C>> {
-    let local = Arc::new(LocalLimiter::new());
-    let floor = match limit {
-        Limit::Upload => Duration::from_secs(60),
-        Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
-    };
-    let layer = RateLimitLayer::optional(charge)
-        .limiter(Arc::clone(&local))
-        .refund_floor(floor)
-        .observed_by(metrics.limiter.limit(limit, &local));
-    let Some(redis) = stores::rate_limit(&config.stores) else {
-        return Either::Left(layer);
-    };
-    let observer = metrics.limiter.shared(limit);
-    let keys = format!("infogw:ratelimit:{}", limit.name());
-    let shared = SharedLimiter::builder(redis, &keys, &config.keys.derive_secret("rate limits"), local)
-        .circuit(Circuit::observed_by(REDIS_FAILURES, REDIS_LEFT_ALONE, observer.clone()))
-        .observed_by(observer)
-        .build();
-    Either::Right(layer.limiter(shared))
+/// What all limits count in: each by itself, but through one circuit, or a request would wait for Redis once for each limit.
+#[derive(Clone)]
+pub struct Limits(Arc<[Limiter; Limit::ALL.len()]>);
+
+struct Limiter {
+    local: Arc<LocalLimiter>,
+    shared: Option<SharedLimiter>,
+    counters: LimitCounters,
+}
+
+/// What the keys of shared limits are hashed with is derived for this.
+const SECRET: &str = "rate limits";
+
+impl Limits {
+    /// As the flags say.
+    pub fn new(config: &Config, metrics: &Metrics) -> Self {
+        let circuit = Circuit::observed_by(REDIS_FAILURES, REDIS_LEFT_ALONE, metrics.limiter.circuit());
+        let secret = config.keys.derive_secret(SECRET);
+        Limits(Arc::new(Limit::ALL.map(|limit| {
+            let local = Arc::new(LocalLimiter::new());
+            let shared = stores::rate_limit(&config.stores).map(|redis| {
+                let keys = format!("infogw:ratelimit:{}", limit.name());
+                SharedLimiter::builder(redis, &keys, &secret, Arc::clone(&local))
+                    .circuit(circuit.clone())
+                    .deadline(config.stores.redis_timeout)
+                    .observed_by(metrics.limiter.shared(limit))
+                    .build()
+            });
+            let counters = metrics.limiter.limit(limit, &local);
+            Limiter { local, shared, counters }
+        })))
+    }
+
+    /// The layer of one limit. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a
+    /// sender whose retries were counted would hear 429, which a stock one takes for the end of its data.
+    pub fn layer<C>(&self, limit: Limit, charge: Option<C>) -> Either<LocalLimit<C>, SharedLimit<C>> {
+        let Limiter { local, shared, counters } = &self.0[limit as usize];
+        let floor = match limit {
+            Limit::Upload => Duration::from_secs(60),
+            Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
+        };
+        let layer = RateLimitLayer::optional(charge)
+            .limiter(Arc::clone(local))
+            .refund_floor(floor)
+            .observed_by(counters.clone());
+        match shared {
+            None => Either::Left(layer),
+            Some(shared) => Either::Right(layer.limiter(shared.clone())),
+        }
+    }
+
+    /// Hashes the keys of shared limits with what `config`'s first key gives now.
+    pub fn rekey(&self, config: &Config) {
+        let secret = config.keys.derive_secret(SECRET);
+        for shared in self.0.iter().filter_map(|limiter| limiter.shared.as_ref()) {
+            shared.set_secret(&secret);
+        }
+    }
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|limiter| &limiter.shared)).finish()
+    }
 }

@@ -17,6 +17,7 @@ use crate::{
     authorizers,
     client::Clients,
     config::Config,
+    limits::Limits,
     stack::{self, Answer, Stack},
 };
 
@@ -49,10 +50,11 @@ impl Router {
             async move { Ok(response) }
         });
         let circuit = authorizers::circuit(metrics);
+        let limits = Limits::new(config, metrics);
         Router(Arc::new(Routes {
             authorize: boxed(stack::authorize(config, metrics, clients, &circuit)),
-            upload: boxed(stack::upload(config, metrics, clients)),
-            receive: boxed(stack::receive(config, metrics, clients, &circuit)),
+            upload: boxed(stack::upload(config, metrics, clients, &limits)),
+            receive: boxed(stack::receive(config, metrics, clients, &circuit, &limits)),
             other: BoxCloneSyncService::new(stack::drain().layer(other)),
             readiness,
         }))

@@ -36,12 +36,17 @@ use crate::{
     config::Config,
     forward::{Forward, Success},
     identity::SenderSource,
-    limits::limit,
+    limits::Limits,
     registration::{IssueToken, RegistrationCredential, RegistrationDecoder},
 };
 
 /// `POST /upload`: metric families of a cluster that has a token of ours.
-pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, clients: &Clients) -> impl Stack<B> {
+pub fn upload<B: RequestBody>(
+    config: &Config,
+    metrics: &'static Metrics,
+    clients: &Clients,
+    limits: &Limits,
+) -> impl Stack<B> {
     let handler = metrics.handler("upload");
     let forward = forward(config, metrics, clients, handler, Success::Ok);
     ServiceBuilder::new()
@@ -56,7 +61,7 @@ pub fn upload<B: RequestBody>(config: &Config, metrics: &'static Metrics, client
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, authorizers::tokens(config, metrics, handler)))
         // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
-        .layer(limit(Limit::Upload, config.rates.upload.map(PerCluster), config, metrics))
+        .layer(limits.layer(Limit::Upload, config.rates.upload.map(PerCluster)))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(MetricFamiliesDecoder::new(config.upload_limits.clone())))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
@@ -77,6 +82,7 @@ pub fn receive<B: RequestBody>(
     metrics: &'static Metrics,
     clients: &Clients,
     circuit: &Circuit,
+    limits: &Limits,
 ) -> impl Stack<B> {
     let handler = metrics.handler("receive");
     let forward = forward(config, metrics, clients, handler, Success::AsUpstream);
@@ -95,12 +101,12 @@ pub fn receive<B: RequestBody>(
             authorizers::senders(config, metrics, clients, circuit, handler),
         ))
         // Knows the cluster, and comes before the body costs memory and time.
-        .layer(limit(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster), config, metrics))
+        .layer(limits.layer(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster)))
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
         // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
         // what that sheds is refunded.
-        .layer(limit(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster), config, metrics))
+        .layer(limits.layer(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster)))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))

@@ -128,7 +128,7 @@ impl LocalLimiter {
     /// back: such a refund is worth at most one period. Nor is there one once something else was granted or given back to the key.
     pub fn refund(&self, permit: Permit, floor: Duration, now: Duration) -> bool {
         let mut shard = self.shard(permit.key);
-        let (key, end) = (permit.key, permit.end);
+        let Permit { key, before, end, .. } = permit;
         let refunded = shard.refunded(key);
         if !floor.is_zero() {
             let same = refunded == permit.refunded;
@@ -143,7 +143,7 @@ impl LocalLimiter {
         // Nothing was granted since, or all of that was given back. Nobody's part then ends sooner for this.
         let is_last = end.saturating_sub(since) == arrival;
         let ends = if is_last { arrival } else { permit.ends(since).min(arrival) };
-        let back = ends.saturating_sub(now).min(end - permit.before);
+        let back = ends.saturating_sub(now).min(end - before);
         if is_last {
             shard.give_back_last(key, back);
             return back > 0;
@@ -205,7 +205,9 @@ impl LocalLimiter {
     /// Takes over what another limiter with the same hashes granted. What that took can be given back here by the second permit.
     pub(super) fn copy(&self, permit: &Permit) -> Permit {
         let mut shard = self.shard(permit.key);
-        shard.put(permit.key, permit.end, self.shard_max);
+        // Of two at once, the later may be copied first.
+        let arrival = shard.arrival(permit.key).map_or(permit.end, |arrival| arrival.max(permit.end));
+        shard.put(permit.key, arrival, self.shard_max);
         Permit { refunded: shard.refunded(permit.key), ..*permit }
     }
 
@@ -321,12 +323,12 @@ impl Permit {
     ///
     /// What attempts took is earned back one after the other, as a queue is served. So this one's part ends at `end`, or sooner by
     /// what those before it had back since. That is at most all that anybody had back since, and at most what stood before it.
-    fn ends(&self, since: u64) -> u64 {
+    fn ends(self, since: u64) -> u64 {
         self.end.saturating_sub(since.min(self.before.saturating_sub(self.granted)))
     }
 
     /// The arrival time after a refund with a floor, which may be past `end`: then there is nothing to give back.
-    fn restored(&self, floor: Duration) -> u64 {
+    fn restored(self, floor: Duration) -> u64 {
         self.granted.saturating_add(nanos(floor)).saturating_add(self.spare).max(self.before)
     }
 }
@@ -384,6 +386,22 @@ mod tests {
             assert!(permit.is_ok_and(|permit| limiter.refund(permit, Duration::ZERO, now)));
         }
         assert!(limiter.len() <= 1);
+    }
+
+    /// Two that were granted at once, of which the later is copied first.
+    #[cfg(feature = "rate-limit-redis")]
+    #[test]
+    fn copies_may_come_in_any_order() {
+        let limiter = LocalLimiter::new();
+        let (copies, key) = (limiter.sibling(), limiter.key(b"a"));
+        let quota = Quota::per_second(NonZeroU32::MIN, NonZeroU32::new(2).unwrap());
+        let [first, second] = [(); 2].map(|()| limiter.check(key, 1, &quota, Duration::ZERO).unwrap());
+        let [second, first] = [second, first].map(|permit| copies.copy(&permit));
+        assert_eq!(copies.arrival(key, Duration::ZERO), Some(2_000_000_000));
+        for permit in [first, second] {
+            assert!(copies.refund(permit, Duration::ZERO, Duration::ZERO));
+        }
+        assert_eq!(copies.arrival(key, Duration::ZERO), Some(0));
     }
 
     /// A shard chosen by bits that also choose the slot leaves most slots of its table empty.

@@ -149,9 +149,10 @@ pub trait Limiter {
     /// The decision.
     type Taking: Future<Output = Result<Self::Permit, Refused>>;
     /// Whether a refund changed anything.
-    type GivingBack: Future<Output = bool>;
+    type GivingBack: Future<Output = bool> + Send + 'static;
     /// Whether decisions take time. If not, the layer's readiness is that of the service inside, and `Taking` is ready when first
-    /// polled.
+    /// polled. If so, the layer gives back in a tokio task of its own: no answer waits for it, and no sender that hangs up ends it.
+    /// The limiter bounds how many of these there are.
     const WAITS: bool;
 
     /// Takes `cost` out of what `quota` leaves `key` at `now`, all of it or nothing.
@@ -276,7 +277,7 @@ impl<S, C, L, O, K, R, B> Service<R> for RateLimit<S, C, L, O, K>
 where
     C: Charge<R>,
     L: Limiter + Clone,
-    O: Observe<RateLimitEvent> + Clone,
+    O: Observe<RateLimitEvent> + Clone + Send + 'static,
     K: Clock,
     S: Service<R, Response = Response<B>> + Clone,
     S::Error: Into<Rejection>,
@@ -324,7 +325,11 @@ fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
         Refused::Later { retry_after } => {
             let period = quota.period();
             let earned = match period.as_secs() {
-                0 => format!("{:.0} more a second", 1.0 / period.as_secs_f64()),
+                // A rate of 3, say, has a period that is rounded up.
+                0 => {
+                    let rate = format!("{:.1}", 1.0 / period.as_secs_f64());
+                    format!("{} more a second", rate.trim_end_matches(".0"))
+                }
                 _ => format!("one more every {period:?}"),
             };
             let seconds = retry_after.as_secs() + 1;
@@ -417,7 +422,7 @@ where
     S: Service<R, Response = Response<B>>,
     S::Error: Into<Rejection>,
     L: Limiter,
-    O: Observe<RateLimitEvent>,
+    O: Observe<RateLimitEvent> + Clone + Send + 'static,
     K: Clock,
 {
     type Output = Result<S::Response, Rejection>;
@@ -470,7 +475,45 @@ where
                 return Poll::Ready(result);
             };
             let giving_back = limiter.give_back(permit, *floor, clock.monotonic());
+            if L::WAITS {
+                let observer = this.observer.clone();
+                tokio::spawn(async move {
+                    if giving_back.await {
+                        observer.observe(&RateLimitEvent::Refunded);
+                    }
+                });
+                return Poll::Ready(result);
+            }
             this.state.set(State::GivingBack { giving_back, result: Some(result) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU32;
+
+    #[test]
+    fn a_refusal_says_what_was_configured() {
+        type ByAnything = fn(&()) -> Option<Due<[u8; 0]>>;
+        for (rate, earned) in [
+            (0.5, "one more every 2s"),
+            (1.0, "one more every 1s"),
+            (1.5, "1.5 more a second"),
+            (2.5, "2.5 more a second"),
+            (3.0, "3 more a second"),
+            (7.0, "7 more a second"),
+            (10.0, "10 more a second"),
+            (10_000.0, "10000 more a second"),
+        ] {
+            let period = Duration::from_nanos((1e9_f64 / rate).ceil() as u64);
+            let quota = Quota::new(period, NonZeroU32::MIN).unwrap();
+            let refused = Refused::Later { retry_after: Duration::from_millis(100) };
+            assert_eq!(
+                refusal::<ByAnything, ()>(&refused, &quota).detail(),
+                format!("over the rate limit of 1 request at once and {earned}; come back in 1 s")
+            );
         }
     }
 }

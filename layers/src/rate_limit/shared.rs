@@ -10,7 +10,9 @@
 //! - What it grants meanwhile, Redis is told with the next check of the key: whichever debt is larger counts, so that the end of an
 //!   outage is no second burst.
 //! - A check that was too late may have been charged in Redis all the same. Where the local limiter granted it, too, that is the
-//!   same debt, counted once. Where it did not, the key has paid for an attempt that was refused, and waits longer by its cost.
+//!   same debt, counted once; it cannot be given back there. Where it did not, the key has paid for an attempt that was refused, and
+//!   waits longer by its cost.
+//! - In a cluster a check may be sent again whose answer was lost with its connection, and is then charged twice.
 //! - A refund that does not reach Redis is lost: the attempt stays charged there.
 //!
 //! **Keys** are `PREFIX:HASH`, by HMAC-SHA-256 cut to 128 bits, and hold `seconds.nanoseconds` of the arrival time, and
@@ -46,9 +48,13 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, aio::ConnectionLike};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{
     Limiter,
@@ -63,6 +69,8 @@ const FAILURES: NonZeroU32 = NonZeroU32::new(3).unwrap();
 const LEFT_ALONE: Duration = Duration::from_secs(1);
 /// How long state that has passed is kept: as long as a reading of the clock may be late.
 const KEEP: Duration = Duration::from_secs(1);
+/// How many refunds may be under way.
+const REFUNDS: usize = 1_024;
 /// Longer than any test with a time of its own takes.
 const KEEP_UNTIMED: Duration = Duration::from_secs(3_600);
 
@@ -84,11 +92,12 @@ pub struct SharedLimiterBuilder<C = RedisConnection>(Inner<C>);
 struct Inner<C> {
     connection: C,
     prefix: Box<str>,
-    secret: hmac::Key,
+    secret: ArcSwap<hmac::Key>,
     take: Script,
     give_back: Script,
     restore: Script,
     circuit: Circuit,
+    refunds: Arc<Semaphore>,
     deadline: Duration,
     observer: Box<dyn Observe<SharedEvent> + Send + Sync>,
     /// Where Redis' own clock is not to be used: in tests.
@@ -119,6 +128,8 @@ pub enum Fallback {
     Failed(RedisError),
     /// It had not answered for some time, and was not asked.
     CircuitOpen,
+    /// It has not answered to many refunds that are under way, and was not asked for this one.
+    Busy,
 }
 
 impl fmt::Display for Fallback {
@@ -127,6 +138,7 @@ impl fmt::Display for Fallback {
             Fallback::TimedOut => f.write_str("it did not answer in time"),
             Fallback::Failed(error) => write!(f, "{error}"),
             Fallback::CircuitOpen => f.write_str("it is left alone for a while"),
+            Fallback::Busy => f.write_str("too many refunds are under way"),
         }
     }
 }
@@ -145,17 +157,28 @@ impl<C> SharedLimiter<C> {
         SharedLimiterBuilder(Inner {
             connection,
             prefix: prefix.into(),
-            secret: hmac::Key::new(hmac::HMAC_SHA256, secret),
+            secret: ArcSwap::from_pointee(hmac::Key::new(hmac::HMAC_SHA256, secret)),
             take: script!("shared/take.lua"),
             give_back: script!("shared/give_back.lua"),
             restore: script!("shared/restore.lua"),
             circuit: Circuit::new(FAILURES, LEFT_ALONE),
+            refunds: Arc::new(Semaphore::new(REFUNDS)),
             deadline: DEADLINE,
             observer: Box::new(()),
             time: None,
             untold: local.sibling(),
             local,
         })
+    }
+}
+
+impl<C> SharedLimiter<C> {
+    /// Hashes keys with `secret` from now on. What was granted until now is given back under the old one.
+    ///
+    /// State under the old secret is found no more, and expires: each key has its whole burst once again. So do all processes with
+    /// another secret than this one's, until they have it, too.
+    pub fn set_secret(&self, secret: &[u8; 32]) {
+        self.0.secret.store(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret)));
     }
 }
 
@@ -225,8 +248,12 @@ struct Granted {
 #[derive(Debug)]
 enum By {
     Redis(RedisPermit),
-    /// What is to be told.
-    Local(Permit),
+    Local {
+        /// What is to be told.
+        untold: Permit,
+        /// Redis was asked, and was not heard in time.
+        unheard: bool,
+    },
 }
 
 /// As [`Permit`], by Redis' time.
@@ -274,14 +301,24 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Limiter for SharedLimite
         };
         let here = self.0.local.refund(local, floor, now);
         match by {
-            By::Local(untold) => {
+            By::Local { untold, unheard } => {
                 self.0.untold.refund(untold, floor, now);
-                Box::pin(ready(here))
+                if unheard && here {
+                    self.0.observer.observe(&SharedEvent::RefundLost(Fallback::TimedOut));
+                }
+                Box::pin(ready(here && !unheard))
             }
             By::Redis(permit) if !floor.is_zero() && permit.restored(floor) >= permit.end => Box::pin(ready(false)),
             By::Redis(permit) => {
                 let inner = Arc::clone(&self.0);
-                Box::pin(async move { inner.give_back(&permit, floor, now).await })
+                let Ok(place) = Arc::clone(&inner.refunds).try_acquire_owned() else {
+                    inner.observer.observe(&SharedEvent::RefundLost(Fallback::Busy));
+                    return Box::pin(ready(false));
+                };
+                Box::pin(async move {
+                    let _place = place;
+                    inner.give_back(&permit, floor, now).await
+                })
             }
         }
     }
@@ -290,7 +327,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Limiter for SharedLimite
 impl<C: ConnectionLike + Clone> Inner<C> {
     /// `PREFIX:HASH`, the hash in hexadecimal.
     fn redis_key(&self, key: &[u8]) -> String {
-        let hash = hmac::sign(&self.secret, key);
+        let hash = hmac::sign(&self.secret.load(), key);
         let mut text = String::with_capacity(self.prefix.len() + 33);
         text.push_str(&self.prefix);
         text.push(':');
@@ -317,9 +354,11 @@ impl<C: ConnectionLike + Clone> Inner<C> {
         let answer: Answer = match self.ask(&take, now).await {
             Ok(answer) => answer,
             Err(fallback) => {
+                // It may be charged there all the same, now or later.
+                let unheard = matches!(fallback, Fallback::TimedOut);
                 self.observer.observe(&SharedEvent::FellBack(fallback));
                 let local = self.local.check(key, cost, quota, now)?;
-                return Ok(Granted { by: By::Local(self.untold.copy(&local)), local });
+                return Ok(Granted { by: By::Local { untold: self.untold.copy(&local), unheard }, local });
             }
         };
         self.observer.observe(&SharedEvent::Answered);
@@ -328,17 +367,25 @@ impl<C: ConnectionLike + Clone> Inner<C> {
         }
         match answer {
             Answer::Granted { now: granted, before, end, refunded } => {
-                let debt = end.saturating_sub(granted);
+                let debt = end.saturating_sub(granted).max(self.owed(key, now));
                 let local = self.local.set_granted(key, cost, quota, debt, now);
                 let spare = whole.saturating_sub(quota.period());
-                Ok(Granted { local, by: By::Redis(RedisPermit { key: redis_key, before, end, granted, spare, refunded }) })
+                Ok(Granted {
+                    local,
+                    by: By::Redis(RedisPermit { key: redis_key, before, end, granted, spare, refunded }),
+                })
             }
             Answer::Refused { retry_after } => {
-                let debt = whole.saturating_add(retry_after).saturating_sub(charge);
+                let debt = whole.saturating_add(retry_after).saturating_sub(charge).max(self.owed(key, now));
                 self.local.set_debt(key, debt, now);
                 Err(Refused::Later { retry_after })
             }
         }
+    }
+
+    /// What was granted without Redis while it was asked for something else. It does not know of that.
+    fn owed(&self, key: Key, now: Duration) -> Duration {
+        self.untold.arrival(key, now).map_or(Duration::ZERO, |arrival| limiter::debt(arrival, now))
     }
 
     async fn give_back(&self, permit: &RedisPermit, floor: Duration, now: Duration) -> bool {

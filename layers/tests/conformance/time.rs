@@ -1,6 +1,7 @@
 //! What happens when.
 
 use std::{
+    convert::Infallible,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker, ready},
@@ -212,6 +213,10 @@ async fn without_a_floor_a_failed_attempt_is_given_back_whole() {
             let respond = handle.next_request().await.unwrap().1;
             respond.send_response(Response::builder().status(status).body(()).unwrap());
             assert_eq!(attempt.await.unwrap().unwrap().status(), status);
+            // The answer need not wait for the refund.
+            while status >= 500 && events.lock().unwrap().len() < 2 - usize::from(status == 503) {
+                tokio::task::yield_now().await;
+            }
         }
         let refused = service.clone().oneshot(Request::new(1)).await.unwrap_err();
         assert_eq!((refused.reason(), refused.wait()), (Reason::RateLimited, Some(SECOND)));
@@ -222,6 +227,57 @@ async fn without_a_floor_a_failed_attempt_is_given_back_whole() {
     }
     check(Arc::new(LocalLimiter::new())).await;
     check(Arc::new(SlowLimiter::default())).await;
+}
+
+/// A limiter whose refunds never arrive.
+#[derive(Clone, Default)]
+struct Forgetful(Arc<LocalLimiter>);
+
+impl Limiter for Forgetful {
+    type Permit = <LocalLimiter as Limiter>::Permit;
+    type Taking = <LocalLimiter as Limiter>::Taking;
+    type GivingBack = std::future::Pending<bool>;
+    const WAITS: bool = true;
+
+    fn try_take(&self, key: &[u8], cost: u32, quota: &Quota, now: Duration) -> Self::Taking {
+        self.0.try_take(key, cost, quota, now)
+    }
+
+    fn give_back(&self, _: Self::Permit, _: Duration, _: Duration) -> Self::GivingBack {
+        std::future::pending()
+    }
+}
+
+#[tokio::test]
+async fn no_answer_waits_for_a_refund() {
+    let quota = Quota::new(SECOND, 1.try_into().unwrap()).unwrap();
+    let charge = move |_: &Request<()>| Some(Due { key: "c1", cost: 1, quota });
+    let service = RateLimitLayer::new(charge)
+        .limiter(Forgetful::default())
+        .clock(ManualClock::new())
+        .layer(tower::service_fn(async |_| Ok::<_, Infallible>(Response::builder().status(503).body(()).unwrap())));
+    assert_eq!(service.oneshot(Request::new(())).await.unwrap().status(), 503);
+}
+
+/// What a limit inside refuses, or fails at, is free; what the request itself is refused for is not.
+#[tokio::test]
+async fn a_request_that_another_limit_refuses_is_given_back() {
+    for (reason, free) in [
+        (Reason::RateLimited, true),
+        (Reason::OverBurst, true),
+        (Reason::Overloaded, true),
+        (Reason::AuthorizerThrottled, false),
+        (Reason::TooLarge, false),
+    ] {
+        let quota = Quota::new(SECOND, 1.try_into().unwrap()).unwrap();
+        let charge = move |_: &Request<()>| Some(Due { key: "c1", cost: 1, quota });
+        let layer = RateLimitLayer::new(charge).clock(ManualClock::new()).refund_floor(Duration::ZERO);
+        let inner = tower::service_fn(move |_| async move { Err::<Response<()>, _>(Rejection::new(reason, "no")) });
+        let service = layer.layer(inner);
+        assert_eq!(service.clone().oneshot(Request::new(())).await.unwrap_err().detail(), "no");
+        let again = service.oneshot(Request::new(())).await.unwrap_err();
+        assert_eq!(again.detail() == "no", free, "{reason}");
+    }
 }
 
 /// A body that arrives at once, some time.

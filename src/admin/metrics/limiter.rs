@@ -32,6 +32,9 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// All there are, in the order of their discriminants.
+    pub const ALL: [Limit; 3] = [Limit::Upload, Limit::ReceiveRequests, Limit::ReceiveSamples];
+
     /// Its name in metrics, logs and shared keys.
     pub fn name(self) -> &'static str {
         LIMITS[self as usize]
@@ -46,6 +49,7 @@ pub struct LimiterMetrics {
     fallbacks: IntCounterVec,
     lost: [IntCounter; 3],
     sizes: Sampled,
+    redis: RedisState,
 }
 
 impl LimiterMetrics {
@@ -84,6 +88,7 @@ impl LimiterMetrics {
                 "Attempts to be given back that stay charged, because Redis could not be told.",
             )?,
             sizes,
+            redis: RedisState::default(),
         })
     }
 
@@ -102,19 +107,30 @@ impl LimiterMetrics {
         let fallbacks =
             ["timeout", "error", "circuit_open"].map(|cause| self.fallbacks.with_label_values(&[limit.name(), cause]));
         let lost = self.lost[limit as usize].clone();
-        SharedCounters { limit, fallbacks, lost, opened: Arc::default() }
+        SharedCounters { limit, fallbacks, lost, redis: self.redis.clone() }
+    }
+
+    /// The observer of the circuit that all shared limits ask Redis through.
+    pub fn circuit(&self) -> RedisState {
+        self.redis.clone()
     }
 }
 
-/// Counts where a shared limit had to do without Redis, and logs when that begins and ends.
+/// Logs when Redis is left alone, with the cause that the next of [`SharedCounters`] hears, and when it is back.
+#[derive(Debug, Clone, Default)]
+pub struct RedisState {
+    /// The circuit has opened, and why was not logged yet.
+    opened: Arc<AtomicBool>,
+}
+
+/// Counts where a shared limit had to do without Redis.
 #[derive(Debug, Clone)]
 pub struct SharedCounters {
     limit: Limit,
     /// Timeout, error, circuit open.
     fallbacks: [IntCounter; 3],
     lost: IntCounter,
-    /// The circuit has opened, and why was not logged yet.
-    opened: Arc<AtomicBool>,
+    redis: RedisState,
 }
 
 impl Observe<SharedEvent> for SharedCounters {
@@ -127,7 +143,8 @@ impl Observe<SharedEvent> for SharedCounters {
                 match cause {
                     Fallback::TimedOut => timeout.inc(),
                     Fallback::Failed(_) => error.inc(),
-                    Fallback::CircuitOpen => open.inc(),
+                    // Of refunds alone is it ever too busy.
+                    Fallback::CircuitOpen | Fallback::Busy => open.inc(),
                 }
                 cause
             }
@@ -136,19 +153,20 @@ impl Observe<SharedEvent> for SharedCounters {
                 cause
             }
         };
-        if !matches!(cause, Fallback::CircuitOpen) && self.opened.swap(false, Ordering::Relaxed) {
-            tracing::warn!(limit, %cause, "Redis does not keep the rate limit: this process limits by itself");
+        if !matches!(cause, Fallback::CircuitOpen | Fallback::Busy) && self.redis.opened.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(%cause, "Redis does not keep the rate limits: this process limits by itself");
         } else {
             tracing::debug!(limit, %cause, "Redis did not decide about the rate limit");
         }
     }
 }
 
-impl Observe<CircuitState> for SharedCounters {
+impl Observe<CircuitState> for RedisState {
     fn observe(&self, state: &CircuitState) {
         match state {
             CircuitState::Open => self.opened.store(true, Ordering::Relaxed),
-            CircuitState::Closed => tracing::info!(limit = self.limit.name(), "Redis keeps the rate limit again"),
+            CircuitState::Closed => tracing::info!("Redis keeps the rate limits again"),
         }
     }
 }
