@@ -5,6 +5,7 @@ use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 use infogw_layers::{
     circuit::Circuit,
     rate_limit::{LocalLimiter, RateLimitLayer, shared::SharedLimiter},
+    store::Circuits,
 };
 use tower::util::Either;
 
@@ -26,7 +27,7 @@ pub type LocalLimit<C> = RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters>;
 /// A limit in Redis.
 pub type SharedLimit<C> = RateLimitLayer<C, SharedLimiter, LimitCounters>;
 
-/// What all limits count in: each by itself, but through one circuit, or a request would wait for Redis once for each limit.
+/// What all limits count in: each by itself, but through the same circuits, or a request would wait for Redis once for each limit.
 #[derive(Clone)]
 pub struct Limits(Arc<[Limiter; Limit::ALL.len()]>);
 
@@ -42,14 +43,21 @@ const SECRET: &str = "rate limits";
 impl Limits {
     /// As the flags say.
     pub fn new(config: &Config, metrics: &Metrics) -> Self {
-        let circuit = Circuit::observed_by(REDIS_FAILURES, REDIS_LEFT_ALONE, metrics.limiter.circuit());
+        let redis = stores::rate_limit(&config.stores);
+        let observer = metrics.limiter.circuit();
+        let circuit = || Circuit::observed_by(REDIS_FAILURES, REDIS_LEFT_ALONE, observer.clone());
+        // One master that is dead says nothing of the others.
+        let circuits = match &redis {
+            Some(redis) if redis.is_cluster() => Circuits::by_slots(circuit),
+            _ => circuit().into(),
+        };
         let secret = config.keys.derive_secret(SECRET);
         Limits(Arc::new(Limit::ALL.map(|limit| {
             let local = Arc::new(LocalLimiter::new());
-            let shared = stores::rate_limit(&config.stores).map(|redis| {
+            let shared = redis.clone().map(|redis| {
                 let keys = format!("infogw:ratelimit:{}", limit.name());
                 SharedLimiter::builder(redis, &keys, &secret, Arc::clone(&local))
-                    .circuit(circuit.clone())
+                    .circuit(circuits.clone())
                     .deadline(config.stores.redis_timeout)
                     .observed_by(metrics.limiter.shared(limit))
                     .build()

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use infogw_layers::{
     circuit::Circuit,
     store::{
-        Bounded, Store,
+        Bounded, Circuits, Store,
         memcached::Memcached,
         redis::{RedisConnection, RedisStore},
     },
@@ -28,9 +28,11 @@ pub fn authorizations(config: &Stores, metrics: &'static Metrics) -> Option<Arc<
                 Some(interval) => store.refresh_every(interval),
                 None => store,
             };
-            Some(bounded("memcached", store, MEMCACHED_DEADLINE, metrics))
+            Some(bounded("memcached", store, MEMCACHED_DEADLINE, false, metrics))
         }
-        (None, Some(redis)) => Some(bounded("redis", RedisStore::new(redis.clone()), config.redis_timeout, metrics)),
+        (None, Some(redis)) => {
+            Some(bounded("redis", RedisStore::new(redis.clone()), config.redis_timeout, redis.is_cluster(), metrics))
+        }
         (None, None) => None,
     }
 }
@@ -40,8 +42,16 @@ pub fn rate_limit(config: &Stores) -> Option<RedisConnection> {
     config.redis.clone()
 }
 
-fn bounded(name: &'static str, store: impl Store, deadline: Duration, metrics: &'static Metrics) -> Arc<dyn Store> {
+fn bounded(
+    name: &'static str,
+    store: impl Store,
+    deadline: Duration,
+    is_cluster: bool,
+    metrics: &'static Metrics,
+) -> Arc<dyn Store> {
     let observer = metrics.stores.store(name);
-    let circuit = Circuit::observed_by(FAILURES, LEFT_ALONE, observer.clone());
-    Arc::new(Bounded::new(store).deadline(deadline).circuit(circuit).observed_by(observer))
+    let circuit = || Circuit::observed_by(FAILURES, LEFT_ALONE, observer.clone());
+    // One master that is dead says nothing of the others.
+    let circuits = if is_cluster { Circuits::by_slots(circuit) } else { circuit().into() };
+    Arc::new(Bounded::new(store).deadline(deadline).circuit(circuits).observed_by(observer))
 }

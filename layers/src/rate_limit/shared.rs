@@ -60,7 +60,11 @@ use super::{
     Limiter,
     limiter::{self, Key, LocalLimiter, Permit, Quota, Refused},
 };
-use crate::{circuit::Circuit, observe::Observe, store::redis::RedisConnection};
+use crate::{
+    circuit::Circuit,
+    observe::Observe,
+    store::{Circuits, redis::RedisConnection},
+};
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_millis(50);
@@ -96,7 +100,7 @@ struct Inner<C> {
     take: Script,
     give_back: Script,
     restore: Script,
-    circuit: Circuit,
+    circuits: Circuits,
     refunds: Arc<Semaphore>,
     deadline: Duration,
     observer: Box<dyn Observe<SharedEvent> + Send + Sync>,
@@ -161,7 +165,7 @@ impl<C> SharedLimiter<C> {
             take: script!("shared/take.lua"),
             give_back: script!("shared/give_back.lua"),
             restore: script!("shared/restore.lua"),
-            circuit: Circuit::new(FAILURES, LEFT_ALONE),
+            circuits: Circuit::new(FAILURES, LEFT_ALONE).into(),
             refunds: Arc::new(Semaphore::new(REFUNDS)),
             deadline: DEADLINE,
             observer: Box::new(()),
@@ -183,11 +187,11 @@ impl<C> SharedLimiter<C> {
 }
 
 impl<C> SharedLimiterBuilder<C> {
-    /// Asks through `circuit`, which limits on the same Redis can share. Otherwise each has one of its own, which opens for a second
-    /// after three failures in a row.
+    /// Asks through `circuit`, which limits on the same Redis can share: a [`Circuit`] for all keys, or [`Circuits`]. Otherwise each
+    /// has one of its own, which opens for a second after three failures in a row.
     #[must_use]
-    pub fn circuit(self, circuit: Circuit) -> Self {
-        SharedLimiterBuilder(Inner { circuit, ..self.0 })
+    pub fn circuit(self, circuit: impl Into<Circuits>) -> Self {
+        SharedLimiterBuilder(Inner { circuits: circuit.into(), ..self.0 })
     }
 
     /// How long Redis may take to answer: 50 ms unless set.
@@ -223,11 +227,11 @@ impl<C> Clone for SharedLimiter<C> {
 
 impl<C> fmt::Debug for SharedLimiter<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { prefix, deadline, circuit, .. } = &*self.0;
+        let Inner { prefix, deadline, circuits, .. } = &*self.0;
         f.debug_struct("SharedLimiter")
             .field("prefix", prefix)
             .field("deadline", deadline)
-            .field("circuit", circuit)
+            .field("circuits", circuits)
             .finish_non_exhaustive()
     }
 }
@@ -351,7 +355,7 @@ impl<C: ConnectionLike + Clone> Inner<C> {
         let known = untold.map_or(Duration::ZERO, |arrival| limiter::debt(arrival, now));
         let mut take = self.take.key(&redis_key);
         self.arguments(&mut take, &[charge, whole, known]);
-        let answer: Answer = match self.ask(&take, now).await {
+        let answer: Answer = match self.ask(&redis_key, &take, now).await {
             Ok(answer) => answer,
             Err(fallback) => {
                 // It may be charged there all the same, now or later.
@@ -398,7 +402,7 @@ impl<C: ConnectionLike + Clone> Inner<C> {
             give_back = self.restore.key(key);
             self.arguments(&mut give_back, &[*end, permit.restored(floor), *refunded]);
         }
-        match self.ask(&give_back, now).await {
+        match self.ask(key, &give_back, now).await {
             Ok(changed) => changed,
             Err(fallback) => {
                 self.observer.observe(&SharedEvent::RefundLost(fallback));
@@ -420,8 +424,14 @@ impl<C: ConnectionLike + Clone> Inner<C> {
     }
 
     /// What Redis says, within the deadline; `now` is the time here.
-    async fn ask<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>, now: Duration) -> Result<T, Fallback> {
-        let attempt = self.circuit.admit(now).map_err(|_| Fallback::CircuitOpen)?;
+    async fn ask<T: FromRedisValue>(
+        &self,
+        key: &str,
+        invocation: &ScriptInvocation<'_>,
+        now: Duration,
+    ) -> Result<T, Fallback> {
+        let attempt = self.circuits.of(key).and_then(|circuit| circuit.admit(now).ok());
+        let attempt = attempt.ok_or(Fallback::CircuitOpen)?;
         let asked = Instant::now();
         let mut connection = self.connection.clone();
         // The library loads the script where Redis does not know it.

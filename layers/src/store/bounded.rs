@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Store, StoreError, StoreFuture};
+use super::{Circuits, Store, StoreError, StoreFuture};
 use crate::{
     circuit::Circuit,
     clock::{Clock, SystemClock},
@@ -44,7 +44,7 @@ pub struct Bounded<S, O = (), C = SystemClock> {
     store: S,
     deadline: Duration,
     in_flight: Arc<Semaphore>,
-    circuit: Circuit,
+    circuits: Circuits,
     observer: O,
     clock: C,
 }
@@ -93,7 +93,7 @@ impl<S: Store> Bounded<S> {
             store,
             deadline: Duration::from_millis(50),
             in_flight: Arc::new(Semaphore::new(256)),
-            circuit: Circuit::new(FAILURES, Duration::from_secs(1)),
+            circuits: Circuit::new(FAILURES, Duration::from_secs(1)).into(),
             observer: (),
             clock: SystemClock,
         }
@@ -111,21 +111,21 @@ impl<S, O, C> Bounded<S, O, C> {
         Bounded { in_flight: Arc::new(Semaphore::new(calls.min(Semaphore::MAX_PERMITS))), ..self }
     }
 
-    /// Leaves the store alone when `circuit` says so.
-    pub fn circuit(self, circuit: Circuit) -> Self {
-        Bounded { circuit, ..self }
+    /// Leaves the store alone when `circuit` says so: a [`Circuit`] for all keys, or [`Circuits`].
+    pub fn circuit(self, circuit: impl Into<Circuits>) -> Self {
+        Bounded { circuits: circuit.into(), ..self }
     }
 
     /// Tells `observer` how each call ended. Of a call that its caller gave up, nothing is told.
     pub fn observed_by<P>(self, observer: P) -> Bounded<S, P, C> {
-        let Bounded { store, deadline, in_flight, circuit, clock, .. } = self;
-        Bounded { store, deadline, in_flight, circuit, observer, clock }
+        let Bounded { store, deadline, in_flight, circuits, clock, .. } = self;
+        Bounded { store, deadline, in_flight, circuits, observer, clock }
     }
 
     /// Reads the circuit's time from `clock`.
     pub fn clock<D: Clock>(self, clock: D) -> Bounded<S, O, D> {
-        let Bounded { store, deadline, in_flight, circuit, observer, .. } = self;
-        Bounded { store, deadline, in_flight, circuit, observer, clock }
+        let Bounded { store, deadline, in_flight, circuits, observer, .. } = self;
+        Bounded { store, deadline, in_flight, circuits, observer, clock }
     }
 }
 
@@ -136,11 +136,12 @@ where
     async fn bounded<T>(
         &self,
         operation: Operation,
+        key: &str,
         call: StoreFuture<'_, T>,
         done: fn(&T) -> Outcome<'static>,
     ) -> Result<T, StoreError> {
         let started = self.clock.monotonic();
-        let result = self.attempt(call).await;
+        let result = self.attempt(key, call).await;
         let elapsed = self.clock.monotonic().saturating_sub(started);
         let outcome = match &result {
             Ok(answer) => done(answer),
@@ -151,9 +152,10 @@ where
         result
     }
 
-    async fn attempt<T>(&self, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
+    async fn attempt<T>(&self, key: &str, call: StoreFuture<'_, T>) -> Result<T, StoreError> {
         let Ok(_permit) = self.in_flight.try_acquire() else { return Err(StoreError::Busy) };
-        let Ok(attempt) = self.circuit.admit(self.clock.monotonic()) else { return Err(StoreError::LeftAlone) };
+        let attempt = self.circuits.of(key).and_then(|circuit| circuit.admit(self.clock.monotonic()).ok());
+        let Some(attempt) = attempt else { return Err(StoreError::LeftAlone) };
         let result = timeout(self.deadline, call).await.unwrap_or(Err(StoreError::TimedOut));
         match &result {
             Ok(_) => attempt.succeeded(),
@@ -171,11 +173,11 @@ where
 {
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Bytes>> {
         let done = |value: &Option<Bytes>| if value.is_some() { Outcome::Hit } else { Outcome::Miss };
-        Box::pin(self.bounded(Operation::Get, self.store.get(key), done))
+        Box::pin(self.bounded(Operation::Get, key, self.store.get(key), done))
     }
 
     fn set<'a>(&'a self, key: &'a str, value: Bytes, life: Duration) -> StoreFuture<'a, ()> {
-        Box::pin(self.bounded(Operation::Set, self.store.set(key, value, life), |()| Outcome::Written))
+        Box::pin(self.bounded(Operation::Set, key, self.store.set(key, value, life), |()| Outcome::Written))
     }
 }
 

@@ -32,12 +32,14 @@
 //! ```
 
 mod bounded;
+mod circuits;
 #[cfg(feature = "memcached")]
 pub mod memcached;
 #[cfg(feature = "redis")]
 pub mod redis;
 
 pub use bounded::{Bounded, Called, Operation, Outcome};
+pub use circuits::Circuits;
 
 use std::{borrow::Cow, pin::Pin, sync::Arc, time::Duration};
 

@@ -260,6 +260,11 @@ impl RedisConnection {
         })))
     }
 
+    /// Whether keys are spread over the masters of a cluster.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.0.connector.servers, Servers::Cluster(_))
+    }
+
     /// What `command` gives.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use infogw_layers::{
@@ -119,6 +119,8 @@ impl LimiterMetrics {
 /// Logs when Redis is left alone, with the cause that the next of [`SharedCounters`] hears, and when it is back.
 #[derive(Debug, Clone, Default)]
 pub struct RedisState {
+    /// How many circuits are open: in a cluster there are several.
+    open: Arc<AtomicUsize>,
     /// The circuit has opened, and why was not logged yet.
     opened: Arc<AtomicBool>,
 }
@@ -165,8 +167,13 @@ impl Observe<SharedEvent> for SharedCounters {
 impl Observe<CircuitState> for RedisState {
     fn observe(&self, state: &CircuitState) {
         match state {
-            CircuitState::Open => self.opened.store(true, Ordering::Relaxed),
-            CircuitState::Closed => tracing::info!("Redis keeps the rate limits again"),
+            CircuitState::Open if self.open.fetch_add(1, Ordering::Relaxed) == 0 => {
+                self.opened.store(true, Ordering::Relaxed);
+            }
+            CircuitState::Closed if self.open.fetch_sub(1, Ordering::Relaxed) == 1 => {
+                tracing::info!("Redis keeps the rate limits again");
+            }
+            CircuitState::Open | CircuitState::Closed => {}
         }
     }
 }

@@ -53,7 +53,7 @@ impl StoreMetrics {
                 IntGaugeVec::new(
                     Opts::new(
                         "infogw_store_circuit_open",
-                        "Whether a store is left alone, as it failed several times in a row.",
+                        "Whether a store is left alone, as it failed several times in a row: 0 or 1; of a Redis cluster, how many of 64 parts.",
                     ),
                     &["store"],
                 )?,
@@ -130,7 +130,10 @@ impl Observe<CircuitState> for StoreObserver {
     fn observe(&self, state: &CircuitState) {
         match state {
             CircuitState::Open => {
-                self.circuit.set(1);
+                self.circuit.inc();
+                if self.circuit.get() > 1 {
+                    return;
+                }
                 let error = self.last_error().take().map(|error| error.to_string()).unwrap_or_default();
                 tracing::warn!(
                     store = self.name,
@@ -139,8 +142,10 @@ impl Observe<CircuitState> for StoreObserver {
                 );
             }
             CircuitState::Closed => {
-                self.circuit.set(0);
-                tracing::info!(store = self.name, "the shared store is back");
+                self.circuit.dec();
+                if self.circuit.get() == 0 {
+                    tracing::info!(store = self.name, "the shared store is back");
+                }
             }
         }
     }
