@@ -140,6 +140,11 @@ pub fn warn_about(config: &Config) {
     } else if !config.keys.is_shared() {
         tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
     }
+    if config.oidc_idle {
+        tracing::warn!(
+            "no --oidc-issuer: --client-id, --client-secret and --oidc-audience are of no use, and no token is shown"
+        );
+    }
     for (flag, given) in
         [("--redis", config.stores.redis.is_some()), ("--memcached", config.stores.memcached.is_some())]
     {

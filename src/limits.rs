@@ -52,7 +52,7 @@ impl Limits {
             _ => circuit().into(),
         };
         let secret = config.keys.derive_secret(SECRET);
-        Limits(Arc::new(Limit::ALL.map(|limit| {
+        let limits = Limits(Arc::new(Limit::ALL.map(|limit| {
             let local = Arc::new(LocalLimiter::new());
             let shared = redis.clone().map(|redis| {
                 let keys = format!("infogw:ratelimit:{}", limit.name());
@@ -64,7 +64,12 @@ impl Limits {
             });
             let counters = metrics.limiter.limit(limit, &local);
             Limiter { local, shared, counters }
-        })))
+        })));
+        // Replicas whose keys are rotated in their files go on counting together.
+        for shared in limits.0.iter().filter_map(|limiter| limiter.shared.clone()) {
+            config.keys.on_new_secret(SECRET.to_owned(), move |secret| shared.set_secret(secret));
+        }
+        limits
     }
 
     /// The layer of one limit. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a
@@ -82,14 +87,6 @@ impl Limits {
         match shared {
             None => Either::Left(layer),
             Some(shared) => Either::Right(layer.limiter(shared.clone())),
-        }
-    }
-
-    /// Hashes the keys of shared limits with what `config`'s first key gives now.
-    pub fn rekey(&self, config: &Config) {
-        let secret = config.keys.derive_secret(SECRET);
-        for shared in self.0.iter().filter_map(|limiter| limiter.shared.as_ref()) {
-            shared.set_secret(&secret);
         }
     }
 }
