@@ -142,7 +142,9 @@ where
         let SenderAuthorizer { tokens, observer } = self.clone();
         Box::pin(async move {
             let (source, identity) = match sender {
-                Sender::Verified(source, certificate) => (source, CertificateAuthorizer.oneshot(certificate).await?),
+                Sender::Verified(source, certificate) => {
+                    (source, CertificateAuthorizer::new().oneshot(certificate).await?)
+                }
                 Sender::Token(credential) => (Source::Token, tokens.oneshot(credential).await?),
             };
             observer.observe(&source);

@@ -4,15 +4,15 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use hyper::Request;
 use infogw_proto::prometheus::TimeSeries;
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 use support::{
-    Gateway, Prometheus, Reply, Upstream, World,
+    Gateway, Prometheus, Reply, Upstream, World, ensure, eventually,
     payload::{composite_token, series, write_body},
-    tls::{Authority, ClientOptions, Leaf, TlsClient, Volume},
+    tls::{Authority, ClientOptions, Leaf, TlsClient, TlsConnection, Volume},
     world::{PULL_SECRET, now, spelt},
 };
 
@@ -109,6 +109,39 @@ async fn a_certificate_says_which_cluster_it_is() {
         ],
     )
     .await;
+}
+
+/// The handshake is long past when it does.
+#[tokio::test]
+async fn a_certificate_that_expires_ends_with_its_connection_open() {
+    let tls = Tls::new();
+    let (gateway, _upstream) = tls.gateway(&[]).await;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "c1");
+    params.not_after =
+        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_millis(now().unsigned_abs()) + Duration::from_secs(8);
+    let leaf = tls.clients.issue(&params);
+    let connect = async |alpn| {
+        let options = ClientOptions { shows: Some(&leaf), alpn: &[alpn], ..ClientOptions::default() };
+        TlsClient::new(&tls.servers, &options).connect(gateway.public_address()).await.unwrap()
+    };
+    let mut connections = [connect("http/1.1").await, connect("h2").await];
+    let push = async |connection: &mut TlsConnection| {
+        connection.send(Request::post("/metrics/v1/receive"), write_body(vec![of("c1")])).await.unwrap()
+    };
+    for connection in &mut connections {
+        push(connection).await.expect_status(200);
+    }
+    for (connection, hung_up) in connections.iter_mut().zip([Some("close"), None]) {
+        let refused = eventually("the certificate to expire", async || {
+            let reply = push(connection).await;
+            ensure(reply.status == 401, || format!("{reply:?}"))?;
+            Ok(reply)
+        })
+        .await;
+        assert!(refused.reason().contains("the client certificate has expired"), "{refused:?}");
+        assert_eq!((refused.header("connection"), refused.header("www-authenticate")), (hung_up, None));
+    }
 }
 
 #[tokio::test]

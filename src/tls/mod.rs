@@ -1,8 +1,9 @@
 //! TLS of the listeners and the clients, from files that are read again when they change.
 //!
-//! A change makes a whole new rustls configuration, which new connections get; those that are open keep what they began with. So
-//! nothing of the old one, tickets and sessions among it, outlives the trust that it was made under. A broken new file is logged, and
-//! the old configuration stays.
+//! A change makes a whole new rustls configuration, which new connections get: no ticket or session of the old one is taken up. Those
+//! that are open keep what they began with until they end, a client whose authority was taken away among them; for how long is the
+//! client's choice. Only its own certificate's end is looked at with each request. A broken new file is logged, and the old
+//! configuration stays.
 
 mod client;
 mod pem;

@@ -3,6 +3,7 @@
 //!
 //! Whoever terminates TLS verifies the chain, reads the subject once a connection with [`ClientCertificate::from_der`], and puts
 //! it into the extensions of each request: as `Arc<ClientCertificate>`, or as the [`CertificateError`] where it cannot be read.
+//! A connection may outlive its certificate, so the end of that is looked at with each request.
 //!
 //! ```
 //! use infogw_layers::authorize::{AuthorizeLayer, Authorized, Identity};
@@ -17,7 +18,7 @@
 //! # params.distinguished_name.push(rcgen::DnType::CommonName, "c1");
 //! # let der = params.self_signed(&key)?.der().to_vec();
 //! let service = ServiceBuilder::new()
-//!     .layer(AuthorizeLayer::new(VerifiedCertificate, CertificateAuthorizer))
+//!     .layer(AuthorizeLayer::new(VerifiedCertificate, CertificateAuthorizer::new()))
 //!     .service(service_fn(async |request: http::Request<()>| {
 //!         let who = request.extensions().get::<Authorized<Identity>>().unwrap();
 //!         Ok::<_, std::convert::Infallible>(format!("{} of {:?}", who.cluster, who.account))
@@ -30,13 +31,13 @@
 //! ```
 
 use std::{
-    convert::Infallible,
     future::{Ready, ready},
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, SystemTime},
 };
 
-use http::Request;
+use http::{HeaderValue, Request, header};
 use tower_service::Service;
 use x509_parser::{
     certificate::X509CertificateParser,
@@ -45,19 +46,23 @@ use x509_parser::{
 };
 
 use super::{ClusterId, CredentialSource, Identity};
-use crate::rejection::{Reason, Rejection};
+use crate::{
+    clock::{Clock, SystemClock},
+    rejection::{Reason, Rejection},
+};
 
 /// The largest certificate that is read, in bytes.
 const LARGEST: usize = 64 * 1024;
 /// The longest organization, in bytes. RFC 5280 has 64 characters.
 const LONGEST_ORGANIZATION: usize = 256;
 
-/// Who a client certificate is for: the parts of its subject that make an identity. That the certificate was verified is for the
-/// maker of this to know.
+/// Who a client certificate is for, the parts of its subject that make an identity, and until when. That the certificate was
+/// verified is for the maker of this to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     organization: Option<Arc<str>>,
     common_name: ClusterId,
+    expires_at: Option<SystemTime>,
 }
 
 /// Why a certificate names nobody.
@@ -85,7 +90,7 @@ impl From<CertificateError> for Rejection {
 }
 
 impl ClientCertificate {
-    /// Reads the subject of the certificate `der`. Nothing is verified here.
+    /// Reads subject and end of the certificate `der`. Nothing is verified here.
     ///
     /// # Errors
     /// [`CertificateError`]. None of them holds any of the input.
@@ -95,7 +100,10 @@ impl ClientCertificate {
         }
         let parsed = X509CertificateParser::new().with_deep_parse_extensions(false).parse(der);
         match parsed {
-            Ok(([], certificate)) => Self::from_name(certificate.subject()),
+            Ok(([], certificate)) => {
+                let expires_at = end(certificate.validity().not_after.timestamp());
+                Ok(ClientCertificate { expires_at, ..Self::from_name(certificate.subject())? })
+            }
             _ => Err(CertificateError::Malformed),
         }
     }
@@ -105,7 +113,7 @@ impl ClientCertificate {
         Self::new(only(subject.iter_organization())?, common_name)
     }
 
-    /// A certificate for `common_name`, of `organization`; an empty one is none.
+    /// A certificate for `common_name`, of `organization`; an empty one is none. Nothing is known of its end.
     ///
     /// # Errors
     /// [`CertificateError::NoCommonName`] and [`CertificateError::Unfit`].
@@ -118,7 +126,7 @@ impl ClientCertificate {
             return Err(CertificateError::Unfit);
         }
         let common_name = ClusterId::new(common_name).map_err(|_| CertificateError::Unfit)?;
-        Ok(ClientCertificate { organization: organization.map(Arc::from), common_name })
+        Ok(ClientCertificate { organization: organization.map(Arc::from), common_name, expires_at: None })
     }
 
     /// The subject's O: the account.
@@ -130,6 +138,17 @@ impl ClientCertificate {
     pub fn common_name(&self) -> &ClusterId {
         &self.common_name
     }
+
+    /// The first moment at which it is not valid any more, if its end is known.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+}
+
+/// Certificates are valid through the second of their notAfter (RFC 5280, section 4.1.2.5). One before 1970 is as good as 1970.
+fn end(not_after: i64) -> Option<SystemTime> {
+    let not_after = Duration::from_secs(not_after.max(0).unsigned_abs());
+    SystemTime::UNIX_EPOCH.checked_add(not_after + Duration::from_secs(1))
 }
 
 /// The text of the one attribute there is, if there is any.
@@ -174,29 +193,53 @@ impl<B> CredentialSource<B> for VerifiedCertificate {
     }
 }
 
-/// Takes the identity from a certificate. It asks nobody, so there is nothing to cache.
+/// Takes the identity from a certificate that has not expired. It asks nobody, so there is nothing to cache.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CertificateAuthorizer;
+pub struct CertificateAuthorizer<C = SystemClock> {
+    clock: C,
+}
 
-impl Service<Arc<ClientCertificate>> for CertificateAuthorizer {
+impl CertificateAuthorizer {
+    /// By the machine's clock.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl<C> CertificateAuthorizer<C> {
+    /// With another clock.
+    #[must_use]
+    pub fn clock<D: Clock>(self, clock: D) -> CertificateAuthorizer<D> {
+        CertificateAuthorizer { clock }
+    }
+}
+
+impl<C: Clock> Service<Arc<ClientCertificate>> for CertificateAuthorizer<C> {
     type Response = Arc<Identity>;
-    type Error = Infallible;
-    type Future = Ready<Result<Arc<Identity>, Infallible>>;
+    type Error = Rejection;
+    type Future = Ready<Result<Arc<Identity>, Rejection>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, certificate: Arc<ClientCertificate>) -> Self::Future {
-        let account = certificate.organization.clone();
-        ready(Ok(Arc::new(Identity { account, ..Identity::of(certificate.common_name.clone()) })))
+        let ClientCertificate { organization: account, common_name, expires_at } = &*certificate;
+        if expires_at.is_some_and(|end| end <= self.clock.now()) {
+            let expired = "the client certificate has expired; connect again with a new one";
+            let rejection = Rejection::new(Reason::Unauthenticated, expired);
+            return ready(Err(rejection.with_header(header::CONNECTION, HeaderValue::from_static("close"))));
+        }
+        let identity = Identity::of(common_name.clone());
+        ready(Ok(Arc::new(Identity { account: account.clone(), expires_at: *expires_at, ..identity })))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, DnType, DnValue, KeyPair};
+    use crate::clock::ManualClock;
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair, date_time_ymd};
 
     /// A certificate with these subject attributes.
     fn der(subject: Vec<(DnType, DnValue)>) -> Vec<u8> {
@@ -276,6 +319,33 @@ mod tests {
                 let _ = ClientCertificate::from_der(&broken);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn an_expired_one_is_refused() {
+        let certificate = |year, seconds| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "c1");
+            params.not_after = date_time_ymd(year, 1, 1) + Duration::from_secs(seconds);
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            Arc::new(ClientCertificate::from_der(der.der()).unwrap())
+        };
+        let clock = ManualClock::new();
+        let mut authorizer = CertificateAuthorizer::new().clock(clock.clone());
+        let ten_seconds = certificate(2026, 10);
+        let identity = authorizer.call(Arc::clone(&ten_seconds)).await.unwrap();
+        assert_eq!(identity.expires_at, Some(clock.now() + Duration::from_secs(11)), "the last second counts");
+        clock.advance(Duration::from_millis(10_999));
+        authorizer.call(Arc::clone(&ten_seconds)).await.unwrap();
+        clock.advance(Duration::from_millis(1));
+        for expired in [ten_seconds, certificate(1960, 0)] {
+            let refused = authorizer.call(expired).await.unwrap_err();
+            assert_eq!((refused.status().as_u16(), refused.reason()), (401, Reason::Unauthenticated));
+            assert_eq!(refused.header(), Some(&(header::CONNECTION, HeaderValue::from_static("close"))));
+        }
+        // What a balancer says of one has no end.
+        let told = Arc::new(ClientCertificate::new(None, "c1").unwrap());
+        assert_eq!(authorizer.call(told).await.unwrap().expires_at, None);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let json = br#"{"secret": "s3cret", "config": {"secret_header": "x-secret", "common_name_header": "x-common-name"}}"#;
 //! let service = ServiceBuilder::new()
-//!     .layer(AuthorizeLayer::new(ClientInfoHeaders::new(ClientInfo::from_json(json)?), CertificateAuthorizer))
+//!     .layer(AuthorizeLayer::new(ClientInfoHeaders::new(ClientInfo::from_json(json)?), CertificateAuthorizer::new()))
 //!     .service(service_fn(async |request: http::Request<()>| {
 //!         let who = request.extensions().get::<Authorized<Identity>>().unwrap();
 //!         Ok::<_, std::convert::Infallible>(format!("{} of {:?}", who.cluster, who.account))
