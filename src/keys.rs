@@ -112,13 +112,14 @@ impl Keyring {
         }
         let (reading, keyring) = (self.clone(), self.clone());
         let tell = move |reloaded: Result<bool, KeyringError>| {
+            // Before the log line: whoever has read that finds it counted.
+            metrics.count(keyring.count());
+            metrics.reloaded(&reloaded);
             match &reloaded {
                 Ok(true) => tracing::info!(keys = keyring.count(), "reloaded the shared keys"),
                 Ok(false) => tracing::debug!("the shared keys are the same as before"),
                 Err(error) => tracing::error!(%error, "the shared keys were not reloaded; the old ones stay"),
             }
-            metrics.reloaded(&reloaded);
-            metrics.count(keyring.count());
         };
         self.followed.follow(tasks, move || reading.reload(), tell);
     }

@@ -70,12 +70,13 @@ impl ClientInfoFile {
     pub fn follow(&self, tasks: &mut JoinSet<()>, metrics: &'static IdentityMetrics) {
         let file = self.clone();
         let tell = |reloaded: Result<bool, ConfigError>| {
+            // Before the log line: whoever has read that finds it counted.
+            metrics.reloaded(&reloaded);
             match &reloaded {
                 Ok(true) => tracing::info!("reloaded the client-info data"),
                 Ok(false) => tracing::debug!("the client-info data are the same as before"),
                 Err(error) => tracing::error!(%error, "the client-info data were not reloaded; the old ones stay"),
             }
-            metrics.reloaded(&reloaded);
         };
         self.followed.follow(tasks, move || Ok(file.headers.replace(read(&file.path)?)), tell);
     }
