@@ -150,7 +150,9 @@ impl Followed {
         tell: impl Fn(R) + Send + 'static,
     ) {
         let Followed { mut files, asked } = self.clone();
-        if files.paths.iter().any(|path| std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())) {
+        let odd = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+        if let Some(path) = files.paths.iter().find(odd) {
+            tracing::warn!(path = %path.display(), "this is not a regular file: it, and what belongs to it, is not read again");
             return;
         }
         tasks.spawn(async move {
