@@ -156,8 +156,12 @@ pub fn warn_about(config: &Config) {
     }
 }
 
-/// Reads rules and keys again and puts them in force; on a fault the old ones stay.
+/// Reads rules, keys and TLS files again and puts them in force; on a fault the old ones stay.
 pub fn reload(config: &Config) {
+    config.tls.ask_to_reload();
+    if let Some(oidc) = &config.oidc {
+        oidc.tls.ask_to_reload();
+    }
     config.keys.ask_to_reload();
     if let Some(client_info) = &config.client_info {
         client_info.ask_to_reload();

@@ -200,6 +200,18 @@ async fn new_files_for_new_connections_and_the_open_ones_stay() {
 }
 
 #[tokio::test]
+async fn sighup_reads_the_files_again() {
+    let authority = Authority::new();
+    let files = Volume::of(&authority.server());
+    let world = world(&public(&files)).await;
+    // They have not changed, so it can only be the signal.
+    world.gateway.signal("HUP").await;
+    world.gateway.wait_for_log(r#"msg="reloaded the TLS files" certificate=public"#).await;
+    let line = r#"infogw_certificate_reloads_total{certificate="public",result="success"} 1"#;
+    counted(&world.gateway, line).await.unwrap();
+}
+
+#[tokio::test]
 async fn sessions_are_taken_up_unless_certificates_would_not_be_verified_again() {
     let authority = Authority::new();
     let files = Volume::of(&authority.server());

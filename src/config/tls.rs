@@ -123,6 +123,16 @@ impl TlsConfig {
             client.follow(tasks, metrics);
         }
     }
+
+    /// Has all the files read again by whoever [follows](Self::follow) them.
+    pub fn ask_to_reload(&self) {
+        for listener in [&self.public, &self.internal].into_iter().flatten() {
+            listener.ask_to_reload();
+        }
+        for client in [&self.forward, &self.authorize] {
+            client.ask_to_reload();
+        }
+    }
 }
 
 /// Who names files for TLS means it: nothing may go out in plaintext then.

@@ -1,4 +1,4 @@
-//! TLS of the listeners and the clients, from files that are read again when they change.
+//! TLS of the listeners and the clients, from files that are read again when they change, and on SIGHUP.
 //!
 //! A change makes a whole new rustls configuration, which new connections get: no ticket or session of the old one is taken up. Those
 //! that are open keep what they began with until they end, a client whose authority was taken away among them; for how long is the
@@ -19,7 +19,7 @@ use rustls::{
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::UnixTime,
 };
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 
 pub use client::ClientFiles;
 pub use pem::{KeyPair, PemFile};
@@ -27,7 +27,7 @@ pub use server::ServerFiles;
 
 use crate::{
     admin::metrics::tls::{CertificateMetrics, TlsMetrics},
-    watch::Files,
+    watch::Followed,
 };
 
 /// What is wrong with a file: one line, with its flag.
@@ -70,7 +70,7 @@ pub struct Live<S: Source> {
     source: Arc<S>,
     current: Current<S::Config>,
     not_after: Option<UnixTime>,
-    files: Files,
+    followed: Followed,
 }
 
 impl<S: Source> Clone for Live<S> {
@@ -79,7 +79,7 @@ impl<S: Source> Clone for Live<S> {
             source: Arc::clone(&self.source),
             current: Arc::clone(&self.current),
             not_after: self.not_after,
-            files: self.files.clone(),
+            followed: self.followed.clone(),
         }
     }
 }
@@ -91,9 +91,9 @@ impl<S: Source> Live<S> {
     /// The first that is wrong.
     pub fn new(source: S) -> Result<Self, TlsError> {
         // Looked at before they are read: what changes in between is told.
-        let files = Files::new(source.files().map(|file| &file.path));
+        let followed = Followed::new(source.files().map(|file| &file.path));
         let Loaded { config, not_after } = source.load()?;
-        Ok(Live { source: Arc::new(source), current: Arc::new(ArcSwap::from_pointee(config)), not_after, files })
+        Ok(Live { source: Arc::new(source), current: Arc::new(ArcSwap::from_pointee(config)), not_after, followed })
     }
 
     /// What it is made of.
@@ -108,33 +108,34 @@ impl<S: Source> Live<S> {
 
     /// Follows the files, if there are any, in one of `tasks`. One of the clones has to.
     pub fn follow(&self, tasks: &mut JoinSet<()>, metrics: &TlsMetrics) {
-        if self.source.files().next().is_some() {
-            tasks.spawn(self.clone().follow_files(metrics.certificate(self.source.name())));
+        if self.source.files().next().is_none() {
+            return;
         }
+        let certificate = self.source.name();
+        let metrics = metrics.certificate(certificate);
+        report(certificate, self.not_after, &metrics);
+        let (source, current) = (Arc::clone(&self.source), self.current());
+        let read = move || {
+            let Loaded { config, not_after } = source.load()?;
+            current.store(Arc::new(config));
+            Ok(not_after)
+        };
+        self.followed.follow(tasks, read, move |reloaded: Result<Option<UnixTime>, TlsError>| match reloaded {
+            Ok(not_after) => {
+                metrics.reloaded();
+                tracing::info!(certificate, "reloaded the TLS files");
+                report(certificate, not_after, &metrics);
+            }
+            Err(error) => {
+                metrics.not_reloaded();
+                tracing::error!(certificate, %error, "the TLS files were not reloaded; the old ones stay");
+            }
+        });
     }
 
-    async fn follow_files(mut self, metrics: CertificateMetrics) {
-        let certificate = self.source.name();
-        report(certificate, self.not_after, &metrics);
-        loop {
-            self.files.changed().await;
-            let source = Arc::clone(&self.source);
-            let loaded = spawn_blocking(move || source.load()).await;
-            match loaded {
-                Ok(Ok(Loaded { config, not_after })) => {
-                    self.current.store(Arc::new(config));
-                    metrics.reloaded();
-                    tracing::info!(certificate, "reloaded the TLS files");
-                    report(certificate, not_after, &metrics);
-                }
-                Ok(Err(error)) => {
-                    metrics.not_reloaded();
-                    tracing::error!(certificate, %error, "the TLS files were not reloaded; the old ones stay");
-                }
-                // The runtime is ending.
-                Err(_) => {}
-            }
-        }
+    /// Has the files read again by whoever [follows](Self::follow) them.
+    pub fn ask_to_reload(&self) {
+        self.followed.ask();
     }
 }
 
