@@ -62,6 +62,7 @@ impl Gateway {
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
         config.keys.follow(&mut followers, &metrics.keys);
+        config.rules.follow(&mut followers, &config.rule_sources);
         if let Some(client_info) = &config.client_info {
             client_info.follow(&mut followers, &metrics.identity);
         }
@@ -156,7 +157,7 @@ pub fn warn_about(config: &Config) {
     }
 }
 
-/// Reads rules, keys and TLS files again and puts them in force; on a fault the old ones stay.
+/// Has rules, keys and TLS files read again and put in force; on a fault the old ones stay. Waits for none of that.
 pub fn reload(config: &Config) {
     config.tls.ask_to_reload();
     if let Some(oidc) = &config.oidc {
@@ -166,13 +167,7 @@ pub fn reload(config: &Config) {
     if let Some(client_info) = &config.client_info {
         client_info.ask_to_reload();
     }
-    match config.rule_sources.read() {
-        Ok(rules) => {
-            config.rules.replace(rules);
-            tracing::info!(selectors = config.rules.selectors(), "reloaded the label rules");
-        }
-        Err(error) => tracing::error!(%error, "the label rules were not reloaded; the old ones stay"),
-    }
+    config.rules.ask_to_reload();
 }
 
 /// Binds the first of `addresses` that can be had.

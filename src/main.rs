@@ -1,6 +1,6 @@
 //! Parse arguments, start, wait for the signal, drain.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{
     CommandFactory as _,
@@ -21,6 +21,9 @@ use tokio::{
 const USAGE: u8 = 64;
 /// Something that the process needs is not to be had, `EX_UNAVAILABLE`.
 const UNAVAILABLE: u8 = 69;
+
+/// How long files may still be read once all is served.
+const LAST_READS: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     match run() {
@@ -75,7 +78,10 @@ fn run() -> Result<(), Failure> {
     }
     let config = Config::new(command_line.flags)?;
     log::init(config.log_level);
-    runtime.block_on(serve(&config))
+    let served = runtime.block_on(serve(&config));
+    // A read that hangs, of a pipe or of a file system that has gone, holds up nobody.
+    runtime.shutdown_timeout(LAST_READS);
+    served
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {

@@ -211,6 +211,33 @@ async fn sighup_reads_the_files_again() {
     counted(&world.gateway, line).await.unwrap();
 }
 
+/// As a shell makes them, `--tls-key <(...)`: they are read once, and their writers do not come again.
+#[tokio::test]
+async fn pipes_hold_up_neither_reloads_nor_the_end() {
+    let authority = Authority::new();
+    let leaf = authority.server();
+    let files = Volume::of(&leaf);
+    let pipes = tempfile::tempdir().unwrap();
+    let pipe = |name: &str, contents: String| {
+        let path = pipes.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let written = path.clone();
+        std::thread::spawn(move || fs::write(written, contents));
+        path.display().to_string()
+    };
+    let (key, rules) = (pipe("key", leaf.key_pem()), pipe("rules", "up\n".to_owned()));
+    let flags = [files.flag("--tls-crt", "tls.crt"), format!("--tls-key={key}"), format!("--whitelist-file={rules}")];
+    let World { gateway, upstream: _upstream, authorizer: _authorizer } = world(&flags).await;
+    let line = gateway.wait_for_log("this is not a regular file").await;
+    assert!(line.starts_with("level=warn ") && line.contains(&format!("path={key}")), "{line}");
+    gateway.signal("HUP").await;
+    let mut connection = TlsClient::new(&authority, &H2).connect(gateway.public_address()).await.unwrap();
+    push(&mut connection).await.unwrap().expect_status(200);
+    // The end takes seconds, so that by then the rules' pipe is waited for.
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.exit().await.code(), 0);
+}
+
 #[tokio::test]
 async fn sessions_are_taken_up_unless_certificates_would_not_be_verified_again() {
     let authority = Authority::new();

@@ -16,8 +16,10 @@ use infogw_layers::{
         selector::{Selector, SelectorSet},
     },
 };
+use tokio::task::JoinSet;
 
 use super::{ConfigError, Delegations};
+use crate::watch::Followed;
 
 /// Where the label rules come from.
 #[derive(Debug, Clone)]
@@ -120,6 +122,8 @@ pub struct LiveRules {
     pub receive: LivePolicy,
     delegations: Arc<ArcSwap<Delegations>>,
     selectors: Arc<AtomicUsize>,
+    /// No files: the rules are read when somebody asks, and only then.
+    asked: Followed,
 }
 
 impl LiveRules {
@@ -130,7 +134,30 @@ impl LiveRules {
             receive: rules.receive.into(),
             delegations: Arc::new(ArcSwap::from_pointee(rules.delegations)),
             selectors: Arc::new(rules.selectors.into()),
+            asked: Followed::new([] as [PathBuf; 0]),
         }
+    }
+
+    /// Reads `sources` whenever [asked](Self::ask_to_reload), in one of `tasks`, and puts what they say in force; on a fault the old
+    /// rules stay.
+    pub fn follow(&self, tasks: &mut JoinSet<()>, sources: &RuleSources) {
+        let (sources, rules) = (sources.clone(), self.clone());
+        self.asked.follow(
+            tasks,
+            move || sources.read(),
+            move |read| match read {
+                Ok(read) => {
+                    rules.replace(read);
+                    tracing::info!(selectors = rules.selectors(), "reloaded the label rules");
+                }
+                Err(error) => tracing::error!(%error, "the label rules were not reloaded; the old ones stay"),
+            },
+        );
+    }
+
+    /// Has the rules read again by whoever [follows](Self::follow) them.
+    pub fn ask_to_reload(&self) {
+        self.asked.ask();
     }
 
     /// Puts `rules` in force.
