@@ -187,6 +187,13 @@ async fn the_subject_label_can_be_another_where_no_token_names_a_cluster() {
     let exit = Gateway::run_to_exit(&flags).await;
     assert_eq!(exit.code(), 64, "{exit:?}");
     assert!(exit.stderr.contains("`host` is not the --partition-label, `_id`"), "{exit:?}");
+
+    for flag in ["--receive-elide-label=host", "--receive-label=host=c1"] {
+        let exit = Gateway::run_to_exit([flag].into_iter().chain(flags[1..].iter().map(String::as_str))).await;
+        let (name, _) = flag.split_once('=').unwrap();
+        let says = format!("error: {name}: `host` is the --client-info-subject-label, which says whose a series is");
+        assert!(exit.code() == 64 && exit.stderr.starts_with(&says), "{exit:?}");
+    }
 }
 
 #[tokio::test]

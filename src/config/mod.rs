@@ -220,6 +220,8 @@ impl Config {
         };
         let rates = Rates::new(flags.rates)?;
 
+        let receive_label_flag =
+            if receive_label == partition_label { "--partition-label" } else { "--client-info-subject-label" };
         let rule_sources = RuleSources {
             whitelist: selectors("--whitelist", &flags.whitelist)?,
             whitelist_files: flags
@@ -228,11 +230,15 @@ impl Config {
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from)
                 .collect(),
-            upload: relabel(("--label", &flags.label), ("--elide-label", flags.elide_label), &partition_label)?,
+            upload: relabel(
+                ("--label", &flags.label),
+                ("--elide-label", flags.elide_label),
+                ("--partition-label", &partition_label),
+            )?,
             receive: relabel(
                 ("--receive-label", &flags.receive_label),
                 ("--receive-elide-label", flags.receive_elide_label),
-                &receive_label,
+                (receive_label_flag, &receive_label),
             )?,
             check: match given(flags.cluster_label_check).as_deref() {
                 None | Some("enforce") => ClusterLabelCheck::Enforce,
@@ -377,16 +383,18 @@ fn parsed<T: FromStr<Err: Display>>(flag: &str, value: &str) -> Result<T, Config
     value.parse().map_err(|error| ConfigError(format!("{flag}: `{value}`: {error}")))
 }
 
-/// The partition label is neither set nor removed: whose a series is would no longer be what was checked.
-fn relabel(set: (&str, &[String]), elide: (&str, Vec<String>), partition_label: &str) -> Result<Relabel, ConfigError> {
+/// The cluster's label is neither set nor removed: whose a series is would no longer be what was checked.
+fn relabel(
+    set: (&str, &[String]),
+    elide: (&str, Vec<String>),
+    (named_by, label): (&str, &str),
+) -> Result<Relabel, ConfigError> {
     let relabel = Relabel { set: pairs(set.0, set.1)?, elide: names(elide.0, elide.1)? };
-    let sets = relabel.set.iter().any(|(name, _)| name == partition_label);
-    let elides = relabel.elide.iter().any(|name| name == partition_label);
+    let sets = relabel.set.iter().any(|(name, _)| name == label);
+    let elides = relabel.elide.iter().any(|name| name == label);
     if sets || elides {
         let flag = if sets { set.0 } else { elide.0 };
-        return wrong!(
-            "{flag}: `{partition_label}` is the --partition-label, which says whose a series is; leave it out"
-        );
+        return wrong!("{flag}: `{label}` is the {named_by}, which says whose a series is; leave it out");
     }
     Ok(relabel)
 }
