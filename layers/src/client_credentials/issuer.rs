@@ -295,7 +295,7 @@ where
             RequestTokenError::ServerResponse(refusal) => {
                 // Some issuers quote what they were sent: looked for before anything is cut.
                 let told = |text: &str| (!text.contains(&secret)).then(|| excerpt(text).into_owned());
-                let code = told(&refusal.error().to_string()).unwrap_or_else(|| "it does not say why".to_owned());
+                let code = told(refusal.error().as_ref()).unwrap_or_else(|| "it does not say why".to_owned());
                 let description = refusal.error_description().and_then(|description| told(description));
                 IssuerError::Refused(description.map_or(code.clone(), |why| format!("{code}: {why}")))
             }

@@ -261,7 +261,8 @@ where
         attempt.spawn(async move { asking.await.map_err(Into::into) });
         match attempt.join_next().await {
             Some(Ok(issued)) => issued,
-            Some(Err(panic)) => Err(panic.into()),
+            // What it said may hold what was sent.
+            Some(Err(_panic)) => Err("the attempt panicked".into()),
             None => Err("there was no attempt".into()),
         }
     }
