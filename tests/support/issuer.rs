@@ -97,11 +97,12 @@ fn events(lines: &[String], event: &str) -> Vec<Value> {
 
 /// The folder with the issuer and all it needs: under target/, by what it is made from, installed once.
 async fn installed() -> &'static Path {
-    static INSTALLED: OnceCell<PathBuf> = OnceCell::const_new();
-    INSTALLED.get_or_init(install).await
+    // A failure is kept, too: the registry is not asked again by each test.
+    static INSTALLED: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
+    INSTALLED.get_or_init(install).await.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-async fn install() -> PathBuf {
+async fn install() -> Result<PathBuf, String> {
     const FILES: [&str; 3] = ["package.json", "package-lock.json", "issuer.js"];
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oidc");
     let mut made_from = DefaultHasher::new();
@@ -111,7 +112,7 @@ async fn install() -> PathBuf {
     let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = tmp.join(format!("oidc-{:016x}", made_from.finish()));
     if folder.exists() {
-        return folder;
+        return Ok(folder);
     }
     // Beside, then renamed: whoever finds the folder finds it whole, also where several test processes come at once.
     let making = tempfile::tempdir_in(tmp).expect("target/ can be written to");
@@ -122,9 +123,11 @@ async fn install() -> PathBuf {
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=2", "--fetch-timeout=30000"])
         .current_dir(making.path());
     let output = npm.output().await.expect("npm can be run");
-    assert!(output.status.success(), "npm ci: {}", String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        return Err(format!("npm ci: {}", String::from_utf8_lossy(&output.stderr)));
+    }
     if let Err(error) = fs::rename(making.path(), &folder) {
         assert!(folder.exists(), "{}: {error}", folder.display());
     }
-    folder
+    Ok(folder)
 }

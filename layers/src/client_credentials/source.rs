@@ -235,8 +235,8 @@ where
                     // tower's own jitter ends where the pause is longest, and replicas would come back as one.
                     let retry_in = pause.mul_f64(1.0 + 0.5 * fastrand::f64());
                     let due = now + retry_in;
-                    self.observer.observe(&TokenEvent::Failed { error: &error, retry_in });
                     self.settle(|_| {});
+                    self.observer.observe(&TokenEvent::Failed { error: &error, retry_in });
                     due
                 }
             };
@@ -272,7 +272,6 @@ where
         // Go's client, too, takes 0 for nothing said.
         let said = issued.lifetime.filter(|life| !life.is_zero());
         let life = said.map_or(ASSUMED_LIFE, |life| life.min(LONGEST_LIFE));
-        self.observer.observe(&TokenEvent::Issued { issued_at: asked_at, expires_at: asked_at + life });
         self.settle(|state| {
             state.token = Some(Token {
                 generation: state.generation() + 1,
@@ -280,6 +279,8 @@ where
                 usable_until: asked + life - LEEWAY.min(life / 10),
             });
         });
+        // Once it is in use: whatever an observer does, nobody waits for it.
+        self.observer.observe(&TokenEvent::Issued { issued_at: asked_at, expires_at: asked_at + life });
         let share = REFRESH.start + fastrand::f64() * (REFRESH.end - REFRESH.start);
         (asked + life.mul_f64(share)).max(Instant::now() + SHORTEST_REST)
     }
