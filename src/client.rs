@@ -77,6 +77,8 @@ pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> 
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(Duration::from_secs(15)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
+    tcp.set_keepalive_retries(Some(3));
     let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));

@@ -150,8 +150,7 @@ impl Followed {
         tell: impl Fn(R) + Send + 'static,
     ) {
         let Followed { mut files, asked } = self.clone();
-        let odd = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-        if let Some(path) = files.paths.iter().find(odd) {
+        if let Some(path) = irregular(&files.paths) {
             tracing::warn!(path = %path.display(), "this is not a regular file: it, and what belongs to it, is not read again");
             return;
         }
@@ -161,8 +160,16 @@ impl Followed {
                     () = files.changed() => {}
                     () = asked.notified() => {}
                 }
+                // One may have come to be a pipe meanwhile, and would hold up all that is to be read after it.
+                if let Some(path) = irregular(&files.paths) {
+                    tracing::warn!(path = %path.display(), "this is not a regular file, and is not read until it is");
+                    continue;
+                }
                 match spawn_blocking(read.clone()).await {
                     Ok(result) => tell(result),
+                    Err(error) if error.is_panic() => {
+                        tracing::error!("reading changed files failed; the old ones stay")
+                    }
                     // The runtime is ending.
                     Err(_) => return,
                 }
@@ -184,6 +191,11 @@ fn watcher(paths: &[PathBuf], told: Arc<Notify>) -> notify::Result<RecommendedWa
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
     }
     Ok(watcher)
+}
+
+/// The first that is there and is not a regular file.
+fn irregular(paths: &[PathBuf]) -> Option<&PathBuf> {
+    paths.iter().find(|path| std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()))
 }
 
 fn directory(path: &Path) -> &Path {
