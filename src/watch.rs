@@ -168,7 +168,7 @@ impl Followed {
                 match spawn_blocking(read.clone()).await {
                     Ok(result) => tell(result),
                     Err(error) if error.is_panic() => {
-                        tracing::error!("reading changed files failed; the old ones stay")
+                        tracing::error!("reading changed files failed; the old ones stay");
                     }
                     // The runtime is ending.
                     Err(_) => return,
