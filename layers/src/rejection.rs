@@ -49,6 +49,8 @@ reasons! {
     Unauthenticated, UNAUTHORIZED, "unauthenticated";
     /// A client certificate, or what a balancer says of one, that is wrong or names nobody.
     ClientInfo, FORBIDDEN, "client_info";
+    /// A policy of ours denies this cluster.
+    Denied, FORBIDDEN, "denied";
     /// The authorizer said no; the status is its own.
     AuthorizerRefused, FORBIDDEN, "authorizer_refused";
     /// The authorizer asks to come back later.
@@ -75,6 +77,8 @@ reasons! {
     Malformed, BAD_REQUEST, "malformed";
     /// More series in one request than allowed.
     TooManySeries, PAYLOAD_TOO_LARGE, "too_many_series";
+    /// More samples in one request than allowed.
+    TooManySamples, PAYLOAD_TOO_LARGE, "too_many_samples";
     /// Series that break a limit or the label rules.
     InvalidSeries, BAD_REQUEST, "invalid_series";
     /// Series without a timestamp, too old, or out of order.

@@ -40,7 +40,7 @@ type Labels = Vec<(String, String)>;
 
 /// Decodes a message as remote write sends it.
 fn write_request(message: &[u8]) -> Result<WriteRequest, DecodeError> {
-    WriteRequestDecoder::default().decode((), block(message))
+    WriteRequestDecoder::default().decode_block(block(message))
 }
 
 fn block(message: &[u8]) -> Bytes {

@@ -213,6 +213,7 @@ impl Config {
             label_name: bytes("--limit-receive-label-name-bytes", flags.limit_receive_label_name_bytes, 0)?,
             label_value: bytes("--limit-receive-label-value-bytes", flags.limit_receive_label_value_bytes, 0)?,
             unrepeatable: vec![receive_label.as_str().into()],
+            ..DecodeLimits::default()
         };
         let in_flight = number("--limit-in-flight", flags.limit_in_flight, 1024)?;
         let Some(in_flight) = NonZeroUsize::new(in_flight).filter(|n| n.get() <= 1 << 20) else {

@@ -1,5 +1,7 @@
 //! What both formats of metric families become: series, collected in canonical form.
 
+use std::{borrow::Cow, time::Duration};
+
 use super::{DecodeError, DecodeLimits, limits::Excess};
 use crate::{
     payload::{LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point, Span},
@@ -11,12 +13,21 @@ pub(super) struct FamiliesBuilder<'l> {
     limits: &'l DecodeLimits,
     /// Bytes that all label blocks together may take.
     room: usize,
-    /// No sample may be older, in milliseconds since the epoch.
-    oldest: i64,
+    times: Times,
     families: MetricFamilies,
     writer: LabelWriter,
     /// The last timestamp of the family at hand: they ascend within one.
     last: i64,
+}
+
+/// Which timestamps are taken, in milliseconds since the epoch.
+pub(super) struct Times {
+    /// No sample may be older.
+    pub(super) oldest: i64,
+    /// The time from there to now.
+    pub(super) max_age: Duration,
+    /// What a sample without one gets, or it is refused.
+    pub(super) missing: Option<i64>,
 }
 
 /// What a sample holds.
@@ -35,10 +46,10 @@ const MOST_EXPANSION: usize = 32;
 pub(super) type Pair<'a> = (&'a str, &'a str);
 
 impl<'l> FamiliesBuilder<'l> {
-    pub(super) fn new(limits: &'l DecodeLimits, oldest: i64) -> Self {
+    pub(super) fn new(limits: &'l DecodeLimits, times: Times) -> Self {
         let (families, writer) = (MetricFamilies::default(), LabelWriter::default());
         let room = limits.decoded.saturating_mul(MOST_EXPANSION).min(LARGEST_PAYLOAD);
-        FamiliesBuilder { limits, room, oldest, families, writer, last: i64::MIN }
+        FamiliesBuilder { limits, room, times, families, writer, last: i64::MIN }
     }
 
     /// A family begins.
@@ -58,6 +69,9 @@ impl<'l> FamiliesBuilder<'l> {
         let index = self.families.points.len();
         if index >= self.limits.series {
             return Err(DecodeError::TooManySeries { limit: self.limits.series });
+        }
+        if index >= self.limits.samples {
+            return Err(DecodeError::TooManySamples { limit: self.limits.samples });
         }
         let timestamp = self.timestamp(timestamp).map_err(|what| {
             DecodeError::Timestamp(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
@@ -100,13 +114,21 @@ impl<'l> FamiliesBuilder<'l> {
         self.families
     }
 
-    fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, &'static str> {
-        let timestamp = timestamp.ok_or("it has no timestamp; push what /federate gives")?;
-        if timestamp < self.oldest {
-            return Err("its timestamp is too old; push fresh samples and check the clock");
+    fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, Cow<'static, str>> {
+        let timestamp =
+            timestamp.or(self.times.missing).ok_or(Cow::Borrowed("it has no timestamp; push what /federate gives"))?;
+        if timestamp < self.times.oldest {
+            let over = self.times.oldest.saturating_sub(timestamp).unsigned_abs().div_ceil(1000);
+            let limit = self.times.max_age.as_secs();
+            let age = limit.saturating_add(over);
+            return Err(format!(
+                "its timestamp is {age} s old, at most {limit} s are taken; push fresh samples and check the clock"
+            )
+            .into());
         }
         if timestamp < self.last {
-            return Err("its timestamp is before the one above it; sort each family by time");
+            let last = self.last;
+            return Err(format!("its timestamp {timestamp} is before {last} above it; sort each family by time").into());
         }
         self.last = timestamp;
         Ok(timestamp)

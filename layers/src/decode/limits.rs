@@ -1,3 +1,8 @@
+use std::sync::Arc;
+
+use http::request::Parts;
+
+use super::DecodeError;
 use crate::payload::LARGEST_PAYLOAD;
 
 /// How much one body may hold. Whatever is over refuses the body, or the series where the decoder can go on without it.
@@ -9,6 +14,8 @@ pub struct DecodeLimits {
     pub decoded: usize,
     /// Series in a body.
     pub series: usize,
+    /// Samples in a body, native histograms among them.
+    pub samples: usize,
     /// Labels of a series, its name among them.
     pub labels: usize,
     /// Bytes of a label's name.
@@ -20,16 +27,48 @@ pub struct DecodeLimits {
 }
 
 impl Default for DecodeLimits {
-    /// What a stock sender never meets: 16 MiB decoded, 20,000 series, 128 labels, names and values of any length.
+    /// What a stock sender never meets: 16 MiB decoded, 20,000 series, any number of samples, 128 labels, names and values of any length.
     fn default() -> Self {
         DecodeLimits {
             body: LARGEST_PAYLOAD,
             decoded: 16 << 20,
             series: 20_000,
+            samples: usize::MAX,
             labels: 128,
             label_name: usize::MAX,
             label_value: usize::MAX,
             unrepeatable: Vec::new(),
+        }
+    }
+}
+
+/// Where a decoder has its limits from.
+#[derive(Debug, Clone)]
+pub(super) enum Limits {
+    /// The same for all requests.
+    Fixed(Arc<DecodeLimits>),
+    /// The request's own: an extension that a layer outside left there.
+    PerRequest,
+}
+
+impl Limits {
+    pub(super) fn fixed(limits: DecodeLimits) -> Self {
+        Limits::Fixed(Arc::new(limits))
+    }
+
+    /// What holds for the request with this head.
+    pub(super) fn of(&self, head: &Parts) -> Result<Arc<DecodeLimits>, DecodeError> {
+        match self {
+            Limits::Fixed(limits) => Ok(Arc::clone(limits)),
+            Limits::PerRequest => head.extensions.get().cloned().ok_or(DecodeError::NoLimits),
+        }
+    }
+
+    /// What holds where there is no request.
+    pub(super) fn fixed_only(&self) -> Result<&Arc<DecodeLimits>, DecodeError> {
+        match self {
+            Limits::Fixed(limits) => Ok(limits),
+            Limits::PerRequest => Err(DecodeError::NoLimits),
         }
     }
 }

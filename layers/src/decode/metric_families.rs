@@ -1,4 +1,7 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -6,9 +9,10 @@ use infogw_proto::wire::{Cursor, Field};
 
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
-    families::{FamiliesBuilder, Pair, Value},
+    families::{FamiliesBuilder, Pair, Times, Value},
     fields::{double, length_delimited, varint},
     float::go_float,
+    limits::Limits,
     media_type, native_histogram, snappy, text,
 };
 use crate::{
@@ -24,15 +28,27 @@ use crate::{
 /// and ascends within its family.
 #[derive(Debug, Clone)]
 pub struct MetricFamiliesDecoder<C = SystemClock> {
-    limits: DecodeLimits,
+    limits: Limits,
     max_age: Duration,
+    stamp_missing: bool,
     clock: C,
 }
 
 impl MetricFamiliesDecoder {
     /// Decodes within `limits`; samples may be 24 hours old.
     pub fn new(limits: DecodeLimits) -> Self {
-        MetricFamiliesDecoder { limits, max_age: Duration::from_secs(24 * 60 * 60), clock: SystemClock }
+        Self::with(Limits::fixed(limits))
+    }
+
+    /// Decodes each request within limits of its own: the `Arc<DecodeLimits>` that a layer outside put into its extensions. A
+    /// request without them is refused as a fault of ours.
+    pub fn per_request() -> Self {
+        Self::with(Limits::PerRequest)
+    }
+
+    fn with(limits: Limits) -> Self {
+        let max_age = Duration::from_secs(24 * 60 * 60);
+        MetricFamiliesDecoder { limits, max_age, stamp_missing: false, clock: SystemClock }
     }
 }
 
@@ -43,15 +59,23 @@ impl<C> MetricFamiliesDecoder<C> {
         MetricFamiliesDecoder { max_age, ..self }
     }
 
+    /// Takes a sample without a timestamp as one of now, as a scrape does, instead of refusing it.
+    #[must_use]
+    pub fn stamp_missing(self) -> Self {
+        MetricFamiliesDecoder { stamp_missing: true, ..self }
+    }
+
     /// Reads the time from `clock`.
     pub fn clock<D: Clock>(self, clock: D) -> MetricFamiliesDecoder<D> {
-        MetricFamiliesDecoder { limits: self.limits, max_age: self.max_age, clock }
+        let MetricFamiliesDecoder { limits, max_age, stamp_missing, .. } = self;
+        MetricFamiliesDecoder { limits, max_age, stamp_missing, clock }
     }
 }
 
-/// How families are written and packed.
-#[derive(Debug, Clone, Copy)]
+/// How families are written and packed, and the limits that hold for them.
+#[derive(Debug, Clone)]
 pub struct Format {
+    limits: Arc<DecodeLimits>,
     delimited: bool,
     framed: bool,
 }
@@ -63,9 +87,11 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
         Reason::MediaType,
         Reason::Encoding,
         Reason::TooManySeries,
+        Reason::TooManySamples,
         Reason::Malformed,
         Reason::InvalidSeries,
         Reason::Timestamp,
+        Reason::Internal,
     ];
 
     /// As `expfmt.ResponseFormat` of Prometheus' Go libraries reads the head; without a content type it is text.
@@ -102,18 +128,19 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
                 });
             }
         };
-        Ok(Format { delimited, framed })
+        Ok(Format { limits: self.limits.of(head)?, delimited, framed })
     }
 
     /// The limit counts decoded bytes. Frames of incompressible data are a little longer than what they hold.
     fn body_limit(&self, format: &Format) -> usize {
-        let limit = self.limits.decoded;
+        let limit = format.limits.decoded;
         let slack = if format.framed { limit / 1024 + 64 } else { 0 };
-        self.limits.body.min(limit.saturating_add(slack))
+        format.limits.body.min(limit.saturating_add(slack))
     }
 
     fn decode(&self, format: Format, body: Bytes) -> Result<MetricFamilies, DecodeError> {
-        let limit = self.limits.decoded.min(LARGEST_PAYLOAD);
+        let limits = &*format.limits;
+        let limit = limits.decoded.min(LARGEST_PAYLOAD);
         let unpacked;
         let message: &[u8] = if format.framed {
             unpacked = snappy::framed(&body, limit)?;
@@ -123,24 +150,29 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
         } else {
             &body
         };
-        let oldest = self
-            .clock
-            .now()
-            .checked_sub(self.max_age)
-            .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        // Whole seconds, as telemeter-server counts.
-        let oldest = oldest.map_or(i64::MIN, |oldest| oldest.as_secs() as i64 * 1000);
-        let mut builder = FamiliesBuilder::new(&self.limits, oldest);
+        let mut builder = FamiliesBuilder::new(limits, self.times());
         if format.delimited {
             delimited(message, &mut builder)?;
         } else {
-            text::parse(message, self.limits.labels, &mut builder).map_err(|error| match error {
+            text::parse(message, limits.labels, &mut builder).map_err(|error| match error {
                 text::TextError::Sink { error, .. } => error,
                 text::TextError::TooManyLabels { .. } => DecodeError::InvalidSeries(error.to_string()),
                 other => DecodeError::Malformed(other.to_string()),
             })?;
         }
         Ok(builder.finish())
+    }
+}
+
+impl<C: Clock> MetricFamiliesDecoder<C> {
+    fn times(&self) -> Times {
+        let now = self.clock.now();
+        let oldest = now.checked_sub(self.max_age).and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        // Whole seconds, as telemeter-server counts.
+        let oldest = oldest.map_or(i64::MIN, |oldest| oldest.as_secs() as i64 * 1000);
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let missing = self.stamp_missing.then_some(since_epoch.as_millis() as i64);
+        Times { oldest, max_age: self.max_age, missing }
     }
 }
 

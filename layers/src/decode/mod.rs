@@ -70,7 +70,7 @@ pub trait Decoder {
     /// Judges the head, before the body is read.
     ///
     /// # Errors
-    /// [`DecodeError::MediaType`] or [`DecodeError::Encoding`] for a body that this decoder does not take.
+    /// [`DecodeError::MediaType`] or [`DecodeError::Encoding`] for a body that this decoder does not take; what else can be said now.
     fn negotiate(&self, head: &Parts) -> Result<Self::Format, DecodeError>;
 
     /// The longest body of this format to receive, in bytes on the wire.
@@ -117,6 +117,15 @@ pub enum DecodeError {
         /// The limit.
         limit: usize,
     },
+    /// 413: too many samples.
+    #[error("the request has more than {limit} samples; send fewer at a time")]
+    TooManySamples {
+        /// The limit.
+        limit: usize,
+    },
+    /// 500: nobody said what may be decoded of this request.
+    #[error("nobody set the limits of this request")]
+    NoLimits,
     /// 400: the body broke off.
     #[error("the body could not be read to its end")]
     Body,
@@ -141,6 +150,8 @@ impl From<DecodeError> for Rejection {
             DecodeError::Encoding { .. } => Reason::Encoding,
             DecodeError::TooLarge { .. } => Reason::TooLarge,
             DecodeError::TooManySeries { .. } => Reason::TooManySeries,
+            DecodeError::TooManySamples { .. } => Reason::TooManySamples,
+            DecodeError::NoLimits => Reason::Internal,
             DecodeError::Body => Reason::Body,
             DecodeError::Timeout(_) => Reason::BodyTimeout,
             DecodeError::Malformed(_) => Reason::Malformed,

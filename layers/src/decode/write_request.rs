@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::request::Parts;
 use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
@@ -5,7 +7,7 @@ use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
     fields::{check, check_bucket_span, check_packed, length_delimited},
-    limits::Excess,
+    limits::{Excess, Limits},
     media_type, snappy,
 };
 use crate::{
@@ -17,55 +19,90 @@ use crate::{
 ///
 /// A body that does not decode is refused whole. A series that decodes but breaks a limit is left out and counted as
 /// [refused](crate::payload::Refused), so that its neighbours are written.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct WriteRequestDecoder {
-    limits: DecodeLimits,
+    limits: Limits,
+}
+
+impl Default for WriteRequestDecoder {
+    /// Decodes within the default limits.
+    fn default() -> Self {
+        Self::new(DecodeLimits::default())
+    }
 }
 
 impl WriteRequestDecoder {
     /// Decodes within `limits`.
     pub fn new(limits: DecodeLimits) -> Self {
-        WriteRequestDecoder { limits }
+        WriteRequestDecoder { limits: Limits::fixed(limits) }
+    }
+
+    /// Decodes each request within limits of its own: the `Arc<DecodeLimits>` that a layer outside put into its extensions. A
+    /// request without them is refused as a fault of ours.
+    pub fn per_request() -> Self {
+        WriteRequestDecoder { limits: Limits::PerRequest }
+    }
+
+    /// Decodes a body that came without a request, a snappy block.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`]; and [`DecodeError::NoLimits`] where limits are per request.
+    pub fn decode_block(&self, body: Bytes) -> Result<WriteRequest, DecodeError> {
+        decode(self.limits.fixed_only()?, body)
     }
 
     /// Decodes a message that is not compressed. It counts as changed: there are no received bytes to hand on.
     ///
     /// # Errors
-    /// As [`Decoder::decode`].
+    /// As [`Self::decode_block`].
     pub fn decode_message(&self, message: Vec<u8>) -> Result<WriteRequest, DecodeError> {
-        self.walk(message, None)
+        walk(self.limits.fixed_only()?, message, None)
     }
+}
 
-    fn walk(&self, source: Vec<u8>, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
-        if source.len() > LARGEST_PAYLOAD {
-            return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
-        }
-        let mut walk = Walk {
-            limits: &self.limits,
-            side: Vec::new(),
-            writer: LabelWriter::default(),
-            // Telemetry has 200 to 400 bytes a series; few of these ever grow.
-            series: Vec::with_capacity((source.len() / 192).min(self.limits.series)),
-            others: Vec::new(),
-            refused: Refused::default(),
-            seen: 0,
-            untouched: true,
-        };
-        walk.message(&source)?;
-        let Walk { side, series, others, mut refused, seen, untouched, .. } = walk;
-        refused.set_received(seen);
-        Ok(WriteRequest { received: received.filter(|_| untouched), source, side, series, others, refused })
+fn decode(limits: &DecodeLimits, body: Bytes) -> Result<WriteRequest, DecodeError> {
+    let message = snappy::block(&body, limits.decoded.min(LARGEST_PAYLOAD))?;
+    walk(limits, message, Some(body))
+}
+
+fn walk(limits: &DecodeLimits, source: Vec<u8>, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
+    if source.len() > LARGEST_PAYLOAD {
+        return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
     }
+    let mut walk = Walk {
+        limits,
+        side: Vec::new(),
+        writer: LabelWriter::default(),
+        // Telemetry has 200 to 400 bytes a series; few of these ever grow.
+        series: Vec::with_capacity((source.len() / 192).min(limits.series)),
+        others: Vec::new(),
+        refused: Refused::default(),
+        seen: 0,
+        samples: 0,
+        untouched: true,
+    };
+    walk.message(&source)?;
+    let Walk { side, series, others, mut refused, seen, untouched, .. } = walk;
+    refused.set_received(seen);
+    Ok(WriteRequest { received: received.filter(|_| untouched), source, side, series, others, refused })
 }
 
 impl Decoder for WriteRequestDecoder {
     type Payload = WriteRequest;
-    type Format = ();
+    /// The limits that hold for it.
+    type Format = Arc<DecodeLimits>;
     /// Series that break a limit are not among them: they are left out.
-    const REASONS: &'static [Reason] = &[Reason::MediaType, Reason::Encoding, Reason::TooManySeries, Reason::Malformed];
+    const REASONS: &'static [Reason] = &[
+        Reason::MediaType,
+        Reason::Encoding,
+        Reason::TooManySeries,
+        Reason::TooManySamples,
+        Reason::Malformed,
+        Reason::Internal,
+    ];
 
     /// Remote write 1.0 specification, "Protocol": a missing content type means 1.0, a missing encoding means snappy.
-    fn negotiate(&self, head: &Parts) -> Result<(), DecodeError> {
+    fn negotiate(&self, head: &Parts) -> Result<Arc<DecodeLimits>, DecodeError> {
         let mut params = [("proto", None)];
         if let Some(essence) = media_type(&head.headers, &mut params) {
             let [(_, proto)] = params;
@@ -80,19 +117,17 @@ impl Decoder for WriteRequestDecoder {
             }
         }
         match content_encoding(&head.headers) {
-            "" => Ok(()),
-            encoding if encoding.eq_ignore_ascii_case("snappy") => Ok(()),
+            encoding if encoding.is_empty() || encoding.eq_ignore_ascii_case("snappy") => self.limits.of(head),
             found => Err(DecodeError::Encoding { found: found.to_owned(), takes: "snappy (block format)" }),
         }
     }
 
-    fn body_limit(&self, (): &()) -> usize {
-        self.limits.body
+    fn body_limit(&self, limits: &Arc<DecodeLimits>) -> usize {
+        limits.body
     }
 
-    fn decode(&self, (): (), body: Bytes) -> Result<WriteRequest, DecodeError> {
-        let message = snappy::block(&body, self.limits.decoded.min(LARGEST_PAYLOAD))?;
-        self.walk(message, Some(body))
+    fn decode(&self, limits: Arc<DecodeLimits>, body: Bytes) -> Result<WriteRequest, DecodeError> {
+        decode(&limits, body)
     }
 }
 
@@ -106,6 +141,8 @@ struct Walk<'l> {
     refused: Refused,
     /// Series so far, refused ones among them.
     seen: usize,
+    /// Samples so far, those of refused series among them.
+    samples: usize,
     /// Everything so far may be handed on as it was received.
     untouched: bool,
 }
@@ -142,6 +179,10 @@ impl Walk<'_> {
             return Err(DecodeError::TooManySeries { limit: self.limits.series });
         }
         let found = self.scan(source, Span::new(start, whole.end as usize))?;
+        self.samples = self.samples.saturating_add(found.samples as usize);
+        if self.samples > self.limits.samples {
+            return Err(DecodeError::TooManySamples { limit: self.limits.samples });
+        }
         let mut excess = found.excess;
         let mut flags = if overlong { flag::REFRAME } else { 0 };
         let (mut labels, mut rest) = (found.labels, found.rest);

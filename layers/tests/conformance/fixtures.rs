@@ -130,6 +130,7 @@ const LIMITS: DecodeLimits = DecodeLimits {
     body: 10_000,
     decoded: 10_000,
     series: 10,
+    samples: usize::MAX,
     labels: 10,
     label_name: 10,
     label_value: 10,

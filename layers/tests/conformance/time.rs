@@ -138,7 +138,7 @@ async fn encoded(upstream: Result<u16, Reason>) -> Result<Response<()>, Rejectio
     let (forwarded, respond) = handle.next_request().await.unwrap();
     assert!(!answer.is_finished(), "answered before the rest was written");
     let body = forwarded.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(WriteRequestDecoder::default().decode((), body).unwrap().series(), 2, "the valid rest goes on");
+    assert_eq!(WriteRequestDecoder::default().decode_block(body).unwrap().series(), 2, "the valid rest goes on");
     match upstream {
         Ok(status) => respond.send_response(Response::builder().status(status).body(()).unwrap()),
         Err(reason) => respond.send_error(Rejection::new(reason, "")),

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, convert::Infallible};
 
 use infogw_layers::{
-    decode::Decoder,
     decode::WriteRequestDecoder,
     encode::Encode,
     payload::{Edited, Keep, LabelSet, SeriesSet, WriteRequest},
@@ -24,7 +23,7 @@ proptest! {
     fn what_is_not_changed_goes_on_untouched(parts in tidy()) {
         let message = message(&parts);
         let body = block(&message);
-        let mut payload = WriteRequestDecoder::default().decode((), body.clone()).unwrap();
+        let mut payload = WriteRequestDecoder::default().decode_block(body.clone()).unwrap();
         shown(&mut payload);
         // Neither of these is a change.
         let nothing = |labels: &mut LabelSet<'_>| -> Result<Keep, Infallible> {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use infogw_layers::{
     clock::ManualClock,
-    decode::{DecodeError, DecodeLimits, Decoder, MetricFamiliesDecoder, WriteRequestDecoder},
+    decode::{DecodeError, DecodeLimits, MetricFamiliesDecoder, WriteRequestDecoder},
     encode::Encode,
     payload::{Keep, SeriesSet, WriteRequest},
     translate::Translate,
@@ -97,7 +97,7 @@ proptest! {
         }
         let body = block(&whole);
         for cut in 0..body.len() {
-            let refused = WriteRequestDecoder::default().decode((), body.slice(..cut));
+            let refused = WriteRequestDecoder::default().decode_block(body.slice(..cut));
             prop_assert!(matches!(refused, Err(DecodeError::Malformed(_))), "a block knows its length");
         }
     }
@@ -187,7 +187,7 @@ fn damaged(bytes: &mut [u8], damage: &[(Index, u8)]) {
 
 /// Every decoder bears `bytes`, in every wrapping. What passes is what others read.
 fn everything_bears(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let _ = WriteRequestDecoder::default().decode((), bytes.to_vec().into());
+    let _ = WriteRequestDecoder::default().decode_block(bytes.to_vec().into());
     let uncompressed = WriteRequestDecoder::default().decode_message(bytes.to_vec());
     let compressed = write_request(bytes);
     prop_assert_eq!(uncompressed.is_ok(), compressed.is_ok());

@@ -1,6 +1,6 @@
 //! Every limit, at it and one over it: the reason, and the line that the sender reads.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use infogw_layers::{
     clock::ManualClock,
@@ -18,6 +18,7 @@ fn limits() -> DecodeLimits {
         body: 400,
         decoded: 300,
         series: 3,
+        samples: usize::MAX,
         labels: 3,
         label_name: 8,
         label_value: 10,
@@ -32,7 +33,7 @@ fn series(labels: &[(&str, &str)]) -> prom::TimeSeries {
 
 fn receive(timeseries: Vec<prom::TimeSeries>) -> Result<WriteRequest, DecodeError> {
     let message = prom::WriteRequest { timeseries, ..Default::default() }.encode_to_vec();
-    WriteRequestDecoder::new(limits()).decode((), block(&message))
+    WriteRequestDecoder::new(limits()).decode_block(block(&message))
 }
 
 fn upload(text: &str) -> Result<MetricFamilies, DecodeError> {
@@ -87,7 +88,7 @@ fn a_series_over_a_limit_is_left_out() {
         if what.contains("UTF-8") {
             message = bad_utf8(message);
         }
-        let mut payload = WriteRequestDecoder::new(limits()).decode((), block(&message)).unwrap();
+        let mut payload = WriteRequestDecoder::new(limits()).decode_block(block(&message)).unwrap();
         assert_eq!((payload.series(), payload.received()), (2, None), "{labels:?}");
         let rejection = payload.refused().rejection().unwrap();
         let line = format!("series 2 `up`: {what}; 1 of 3 series refused");
@@ -134,8 +135,9 @@ fn one_series_over_a_limit_refuses_families() {
 fn timestamps_are_there_fresh_and_ascending() {
     let line = |what: &str| format!("series 2 `up`: {what}");
     let missing = line("it has no timestamp; push what /federate gives");
-    let old = line("its timestamp is too old; push fresh samples and check the clock");
-    let descending = line("its timestamp is before the one above it; sort each family by time");
+    let old = line("its timestamp is 61 s old, at most 60 s are taken; push fresh samples and check the clock");
+    let descending =
+        line(&format!("its timestamp {} is before {} above it; sort each family by time", at(0) - 1, at(0)));
     let text = |first: i64, second: String| format!("up{{a=\"1\"}} 1 {first}\nup{{a=\"2\"}} 1{second}\n");
     refused(upload(&text(at(0), String::new())), Reason::Timestamp, &missing);
     refused(upload(&text(at(0), format!(" {}", at(-60) - 1))), Reason::Timestamp, &old);
@@ -160,14 +162,14 @@ fn bytes_are_counted_before_and_after_decompression() {
     refused(packed(text(301)), Reason::TooLarge, &too_large("decoded body", 300));
 
     let unknown = |len: usize| crate::bytes::bytes_field(15, &vec![0; len - 3]);
-    let receive = |message: Vec<u8>| WriteRequestDecoder::new(limits()).decode((), block(&message));
+    let receive = |message: Vec<u8>| WriteRequestDecoder::new(limits()).decode_block(block(&message));
     receive(unknown(300)).unwrap();
     refused(receive(unknown(301)), Reason::TooLarge, &too_large("decoded body", 300));
 
     // 4 GB claimed by six bytes.
     let claim = b"\xff\xff\xff\xff\x0f\x00".to_vec();
     refused(
-        WriteRequestDecoder::new(limits()).decode((), claim.into()),
+        WriteRequestDecoder::new(limits()).decode_block(claim.into()),
         Reason::Malformed,
         "the body of 6 bytes claims to be 4294967295 bytes, which snappy cannot do; send it whole",
     );
@@ -175,7 +177,7 @@ fn bytes_are_counted_before_and_after_decompression() {
 
 #[test]
 fn what_is_no_body_is_told_how_to_be_one() {
-    let receive = |body: &'static [u8]| WriteRequestDecoder::default().decode((), body.into());
+    let receive = |body: &'static [u8]| WriteRequestDecoder::default().decode_block(body.into());
     let decoder = crate::expansion::decoder();
     let upload = |encoding, body: &'static [u8]| families(&decoder, DELIMITED, encoding, body.into());
     let not_block = "the body is not a snappy block; compress it as remote write asks for";
@@ -189,4 +191,50 @@ fn what_is_no_body_is_told_how_to_be_one() {
     let protobuf = "the body is not the protobuf message it should be: ";
     refused(receive(b"\x02\x04\x0a\x09"), Reason::Malformed, &format!("{protobuf}the message is cut off at byte 1"));
     refused(upload("", b"\x09"), Reason::Malformed, &format!("{protobuf}the message is cut off at byte 0"));
+}
+
+/// Limits that a layer outside put into the request's extensions hold for it alone; without them nothing is decoded.
+#[test]
+fn limits_can_be_the_requests_own() {
+    let head = |limits: Option<DecodeLimits>| {
+        let (mut head, ()) = http::Request::new(()).into_parts();
+        if let Some(limits) = limits {
+            head.extensions.insert(Arc::new(limits));
+        }
+        head
+    };
+    let few = || DecodeLimits { series: 1, body: 40, ..limits() };
+    let up = || series(&[("__name__", "up")]);
+    let message = prom::WriteRequest { timeseries: vec![up(); 2], ..Default::default() }.encode_to_vec();
+    let text = format!("a 1 {0}\nb 1 {0}\n", at(0));
+
+    let decoder = WriteRequestDecoder::per_request();
+    let format = |limits| decoder.negotiate(&head(Some(limits))).unwrap();
+    assert_eq!((decoder.body_limit(&format(few())), decoder.body_limit(&format(limits()))), (40, 400));
+    assert_eq!(decoder.decode(format(limits()), block(&message)).unwrap().series(), 2);
+    let over = decoder.decode(format(few()), block(&message));
+    assert_eq!(Rejection::from(over.unwrap_err()).reason(), Reason::TooManySeries);
+    let none = Rejection::from(decoder.negotiate(&head(None)).unwrap_err());
+    assert_eq!((none.status().as_u16(), none.reason()), (500, Reason::Internal));
+    assert!(decoder.decode_block(block(&message)).is_err(), "there is no request");
+
+    let decoder = MetricFamiliesDecoder::per_request().clock(ManualClock::new());
+    let format = |limits| decoder.negotiate(&head(Some(limits))).unwrap();
+    assert_eq!((decoder.body_limit(&format(few())), decoder.body_limit(&format(limits()))), (40, 300));
+    assert_eq!(decoder.decode(format(limits()), text.clone().into()).unwrap().series(), 2);
+    let over = decoder.decode(format(few()), text.into());
+    assert_eq!(Rejection::from(over.unwrap_err()).reason(), Reason::TooManySeries);
+    let none = Rejection::from(decoder.negotiate(&head(None)).unwrap_err());
+    assert_eq!((none.status().as_u16(), none.reason()), (500, Reason::Internal));
+}
+
+/// Text as an exporter gives it, for whoever reads that: what has no timestamp is of now.
+#[test]
+fn a_missing_timestamp_can_be_now() {
+    let decoder = MetricFamiliesDecoder::new(limits()).clock(ManualClock::new());
+    assert!(families(&decoder, TEXT, "", "up 1\n".into()).is_err());
+    let decoder = decoder.stamp_missing();
+    let payload = families(&decoder, TEXT, "", "up 1\ndown 1\n".into()).unwrap();
+    assert!(format!("{payload:?}").matches(&format!("timestamp: {}", at(0))).count() == 2, "{payload:?}");
+    assert!(families(&decoder, TEXT, "", "up 1 1\n".into()).is_err(), "too old is too old");
 }

@@ -8,7 +8,7 @@ use std::{
 use http::{Request, Response};
 use infogw_layers::{
     authorize::{AuthorizeLayer, ClusterId, Identity},
-    decode::{Decoder, WriteRequestDecoder},
+    decode::WriteRequestDecoder,
     encode::Encode,
     enforce::{EnforceLabelsLayer, Enforced, LabelPolicy, LivePolicy},
     payload::SeriesSet,
@@ -60,7 +60,7 @@ proptest! {
         prop_assert_eq!(shown(&mut decoded()), expected.clone());
         let translated = || {
             let (sent, _) = decoded().translate(None).encode().unwrap();
-            WriteRequestDecoder::default().decode((), sent).unwrap()
+            WriteRequestDecoder::default().decode_block(sent).unwrap()
         };
         prop_assert_eq!(shown(&mut translated()), expected);
 
