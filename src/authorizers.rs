@@ -87,8 +87,7 @@ pub fn registering(
     BoxCloneSyncService::new(SingleFlightLayer::new(REGISTERING).layer(asking))
 }
 
-/// Takes verified certificates at their word, asks the registrations about cluster credentials, and keeps what they say. What a
-/// cluster may write for others is looked up each time, so that a reload counts at once.
+/// Takes verified certificates at their word, asks the registrations about cluster credentials, and keeps what they say.
 pub fn senders(
     config: &Config,
     metrics: &'static Metrics,
@@ -100,9 +99,7 @@ pub fn senders(
     let cache =
         CacheLayer::new(CacheConfig { shared: shared_grants(config, metrics), ..config.authorizations.clone() });
     metrics.cache("authorizer", cache.handle());
-    let authorizer = SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity);
-    let rules = config.rules.clone();
-    BoxCloneSyncService::new(authorizer.map_response(move |identity| rules.delegate(identity)))
+    BoxCloneSyncService::new(SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity))
 }
 
 /// Where replicas that have the same key, and ask the same authorizer, share what it grants.

@@ -58,7 +58,7 @@ impl Clients {
     pub fn new(config: &Config) -> Result<Self, String> {
         Ok(Clients {
             authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
-            forward: client(&config.tls.forward, Some(&config.forward_url), CONNECT_UPSTREAM)?,
+            forward: client(&config.tls.forward, Some(config.upstream.uri()), CONNECT_UPSTREAM)?,
             credentials: None,
         })
     }

@@ -5,6 +5,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
@@ -17,6 +18,7 @@ use infogw_layers::{
     describe::{Describe, Row},
     encode::Encoded,
     observe::Observe,
+    policy::Terms,
     rejection::{BoxError, Reason, Rejection},
 };
 use tower::{Service, ServiceExt};
@@ -35,7 +37,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 pub struct Forward<C, O> {
     client: C,
     uri: Uri,
-    tenant: Option<HeaderValue>,
     success: Success,
     observer: O,
 }
@@ -61,9 +62,10 @@ pub struct Forwarded {
 }
 
 impl<C, O> Forward<C, O> {
-    /// Forwards to `uri` through `client`, with `THANOS-TENANT` if there is a tenant.
-    pub fn new(client: C, uri: Uri, tenant: Option<HeaderValue>, success: Success, observer: O) -> Self {
-        Forward { client, uri, tenant, success, observer }
+    /// Forwards through `client`: to `uri`, or as the request's tenant, if it has one, with `THANOS-TENANT` and to where that one's
+    /// writes go.
+    pub fn new(client: C, uri: Uri, success: Success, observer: O) -> Self {
+        Forward { client, uri, success, observer }
     }
 }
 
@@ -121,12 +123,13 @@ impl<C, O> Forward<C, O> {
         let (head, body) = request.into_parts();
         let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
+        let tenant = head.extensions.get::<Arc<Terms>>().and_then(|terms| terms.tenant.as_ref());
+        *request.uri_mut() = tenant.and_then(|tenant| tenant.uri.as_ref()).unwrap_or(&self.uri).clone();
         *request.headers_mut() = head.headers;
         let agent = HeaderValue::from_static(concat!("infogw-proxy/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().insert(header::USER_AGENT, agent);
-        if let Some(tenant) = &self.tenant {
-            request.headers_mut().insert(HeaderName::from_static("thanos-tenant"), tenant.clone());
+        if let Some(tenant) = tenant {
+            request.headers_mut().insert(HeaderName::from_static("thanos-tenant"), tenant.header.clone());
         }
         request
     }

@@ -62,7 +62,8 @@ impl Gateway {
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
         config.keys.follow(&mut followers, &metrics.keys);
-        config.rules.follow(&mut followers, &config.rule_sources);
+        metrics.policy.in_force(&config.policy.status());
+        config.policy.follow(&mut followers, &config.policy_sources, |reloaded| metrics.policy.reloaded(reloaded));
         if let Some(client_info) = &config.client_info {
             client_info.follow(&mut followers, &metrics.identity);
         }
@@ -128,8 +129,11 @@ impl Gateway {
 
 /// Says what a reader of the log must know about this configuration.
 pub fn warn_about(config: &Config) {
-    if config.rules.selectors() == 0 {
-        tracing::warn!("no --whitelist or --whitelist-file: every series passes");
+    let [upload, receive] = config.policy.status().rules;
+    for (route, rules) in [("/upload", upload), ("/metrics/v1/receive", receive)] {
+        if rules == 0 {
+            tracing::warn!(route, "no --whitelist, --whitelist-file, or allowlist in a --policy: every series passes");
+        }
     }
     if config.authorizer == Authorizer::AcceptAny {
         tracing::warn!("--insecure-accept-any-token: anyone gets in as any cluster");
@@ -167,7 +171,7 @@ pub fn reload(config: &Config) {
     if let Some(client_info) = &config.client_info {
         client_info.ask_to_reload();
     }
-    config.rules.ask_to_reload();
+    config.policy.ask_to_reload();
 }
 
 /// Binds the first of `addresses` that can be had.

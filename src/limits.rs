@@ -74,16 +74,14 @@ impl Limits {
 
     /// The layer of one limit. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a
     /// sender whose retries were counted would hear 429, which a stock one takes for the end of its data.
-    pub fn layer<C>(&self, limit: Limit, charge: Option<C>) -> Either<LocalLimit<C>, SharedLimit<C>> {
+    pub fn layer<C>(&self, limit: Limit, charge: C) -> Either<LocalLimit<C>, SharedLimit<C>> {
         let Limiter { local, shared, counters } = &self.0[limit as usize];
         let floor = match limit {
             Limit::Upload => Duration::from_secs(60),
             Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
         };
-        let layer = RateLimitLayer::optional(charge)
-            .limiter(Arc::clone(local))
-            .refund_floor(floor)
-            .observed_by(counters.clone());
+        let layer =
+            RateLimitLayer::new(charge).limiter(Arc::clone(local)).refund_floor(floor).observed_by(counters.clone());
         match shared {
             None => Either::Left(layer),
             Some(shared) => Either::Right(layer.limiter(shared.clone())),

@@ -19,6 +19,7 @@ use infogw_layers::{
     clock::{Clock, SystemClock},
     decode::{DecodeError, Decoder},
     describe::{Describe, Row},
+    policy::Terms,
     rejection::{Reason, Rejection},
 };
 use tower::Service;
@@ -99,18 +100,13 @@ struct Issuer {
     signer: TokenSigner,
     lifetime: Duration,
     partition_label: String,
-    required_labels: BTreeMap<String, String>,
 }
 
 impl IssueToken {
-    /// Tokens by `signer` that live for `lifetime`, bind series to the cluster by `partition_label`, and to `required_labels`.
-    pub fn new(
-        signer: TokenSigner,
-        lifetime: Duration,
-        partition_label: String,
-        required_labels: BTreeMap<String, String>,
-    ) -> Self {
-        IssueToken { inner: Arc::new(Issuer { signer, lifetime, partition_label, required_labels }) }
+    /// Tokens by `signer` that live for `lifetime`, and bind series to the cluster by `partition_label`, and to the labels that the
+    /// request's [`Terms`] name.
+    pub fn new(signer: TokenSigner, lifetime: Duration, partition_label: String) -> Self {
+        IssueToken { inner: Arc::new(Issuer { signer, lifetime, partition_label }) }
     }
 }
 
@@ -125,10 +121,11 @@ struct TokenResponse<'a> {
 }
 
 impl Issuer {
-    fn issue(&self, identity: &Identity) -> Result<Response<Full<Bytes>>, Rejection> {
+    fn issue(&self, identity: &Identity, terms: &Terms) -> Result<Response<Full<Bytes>>, Rejection> {
         let account =
             identity.account.as_deref().ok_or_else(|| Rejection::internal("the authorizer named no account"))?;
-        let mut labels = self.required_labels.clone();
+        let owned = |(name, value): &(Box<str>, Box<str>)| (name.to_string(), value.to_string());
+        let mut labels: BTreeMap<_, _> = terms.token_labels.iter().map(owned).collect();
         labels.insert(self.partition_label.clone(), identity.cluster.to_string());
         let token =
             self.signer.sign(account, &labels, self.lifetime, SystemClock.now()).map_err(|error| match error {
@@ -157,9 +154,10 @@ impl Service<Request<Registration>> for IssueToken {
     }
 
     fn call(&mut self, request: Request<Registration>) -> Self::Future {
-        ready(match request.extensions().get::<Authorized<Identity>>() {
-            Some(identity) => self.inner.issue(identity),
-            None => Err(Rejection::internal("nobody was authorized for this request")),
+        let extensions = request.extensions();
+        ready(match (extensions.get::<Authorized<Identity>>(), extensions.get::<Arc<Terms>>()) {
+            (Some(identity), Some(terms)) => self.inner.issue(identity, terms),
+            _ => Err(Rejection::internal("nobody was authorized for this request")),
         })
     }
 }

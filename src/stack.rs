@@ -17,7 +17,7 @@ use infogw_layers::{
     encode::EncodeLayer,
     enforce::EnforceLabelsLayer,
     observe::ObserveLayer,
-    rate_limit::{PerCluster, SamplesPerCluster},
+    policy::{Endpoint, PolicyLayer, RequestQuota, SampleQuota},
     rejection::{BoxError, Reason, Rejection},
     respond::RespondLayer,
     translate::TranslateLayer,
@@ -60,15 +60,17 @@ pub fn upload<B: RequestBody>(
         .layer(FilterLayer::new(PostOnly))
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, authorizers::tokens(config, metrics, handler)))
-        // Knows the cluster, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
-        .layer(limits.layer(Limit::Upload, config.rates.upload.map(PerCluster)))
+        // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
+        .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
+        // Knows the quota, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
+        .layer(limits.layer(Limit::Upload, RequestQuota))
         // Turns the body into a payload: before whatever looks at series.
-        .layer(DecodeLayer::new(MetricFamiliesDecoder::new(config.upload_limits.clone())))
+        .layer(DecodeLayer::new(MetricFamiliesDecoder::per_request()))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Needs a payload and an identity. Before Translate: what is dropped here is not translated.
-        .layer(EnforceLabelsLayer::new(config.rules.upload.clone()).observed_by(handler))
+        .layer(EnforceLabelsLayer::per_request().observed_by(handler))
         // Needs families; Encode needs a write request.
         .layer(TranslateLayer::new().stamp().observed_by(handler))
         // Last: nothing behind it changes the payload.
@@ -100,18 +102,20 @@ pub fn receive<B: RequestBody>(
             SenderSource::new(config),
             authorizers::senders(config, metrics, clients, circuit, handler),
         ))
-        // Knows the cluster, and comes before the body costs memory and time.
-        .layer(limits.layer(Limit::ReceiveRequests, config.rates.receive_requests.map(PerCluster)))
+        // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
+        .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Receive))
+        // Knows the quota, and comes before the body costs memory and time.
+        .layer(limits.layer(Limit::ReceiveRequests, RequestQuota))
         // Turns the body into a payload: before whatever looks at series.
-        .layer(DecodeLayer::new(WriteRequestDecoder::new(config.receive_limits.clone())))
+        .layer(DecodeLayer::new(WriteRequestDecoder::per_request()))
         // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
         // what that sheds is refunded.
-        .layer(limits.layer(Limit::ReceiveSamples, config.rates.receive_samples.map(SamplesPerCluster)))
+        .layer(limits.layer(Limit::ReceiveSamples, SampleQuota))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Needs a payload and an identity.
-        .layer(EnforceLabelsLayer::new(config.rules.receive.clone()).observed_by(handler))
+        .layer(EnforceLabelsLayer::per_request().observed_by(handler))
         // Last: nothing behind it changes the payload. It tells the sender what was refused once the rest is written.
         .layer(EncodeLayer::new())
         .service(forward)
@@ -126,12 +130,7 @@ pub fn authorize<B: RequestBody>(
     circuit: &Circuit,
 ) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
-    let issue = IssueToken::new(
-        config.keys.signer().clone(),
-        config.token_lifetime,
-        config.partition_label.clone(),
-        config.required_labels.clone(),
-    );
+    let issue = IssueToken::new(config.keys.signer().clone(), config.token_lifetime, config.partition_label.clone());
     ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
@@ -148,6 +147,8 @@ pub fn authorize<B: RequestBody>(
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
         .layer(AuthorizeLayer::new(RegistrationCredential, authorizers::registering(config, metrics, clients, circuit)))
+        // Needs an identity. Says who may have no token, and which labels a token holds its cluster to.
+        .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
         .service(issue)
 }
 
@@ -192,13 +193,9 @@ fn forward(
     handler: Handler,
     success: Success,
 ) -> Forward<impl ApiClient + use<>, Handler> {
-    let tenant: Option<HeaderValue> = match success {
-        Success::Ok => Some(config.tenant.clone()),
-        Success::AsUpstream => config.receive_tenant.clone(),
-    };
     let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
     let client = showing(clients.credentials.clone(), client, |_| true);
-    Forward::new(client, config.forward_url.clone(), tenant, success, handler)
+    Forward::new(client, config.upstream.uri().clone(), success, handler)
 }
 
 /// Every route takes POST alone.

@@ -8,6 +8,7 @@
 //! | [`DrainLayer`](drain) | `drain` | reads a bounded rest of what was refused, so that the answer arrives |
 //! | [`RespondLayer`](respond) | `respond` | writes every refusal, once, in one shape |
 //! | [`AuthorizeLayer`](authorize) | `authorize` | says who it is: extensions += `Authorized<I>` |
+//! | [`PolicyLayer`](policy) | `policy` | what holds for this one, exceptions and all |
 //! | [`RateLimitLayer`](rate_limit) | `rate-limit` | charges it, before its body is read |
 //! | [`DecodeLayer`](decode) | `decode` | body `B` → payload, bounded before it allocates |
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
@@ -56,6 +57,8 @@ pub mod observe;
 // `decode` makes payloads and `translate` moves them: without these, parts lie idle.
 #[cfg_attr(not(all(feature = "decode", feature = "translate")), allow(dead_code))]
 pub mod payload;
+#[cfg(feature = "policy")]
+pub mod policy;
 #[cfg(feature = "rate-limit")]
 pub mod rate_limit;
 pub mod rejection;

@@ -39,6 +39,7 @@ use infogw_layers::{
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
     payload::SeriesSet,
+    policy::{Denial, Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, RequestQuota, SampleQuota, Setting, Terms},
     rate_limit::{Due, PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
     rejection::{Reason, Rejection},
     respond::RespondLayer,
@@ -179,9 +180,44 @@ async fn rate_limit() {
         .check()
         .await;
 
-    // Turned off, it lets all pass.
-    let off = RateLimitLayer::<PerCluster>::optional(None);
-    Conformance::computing(off, || Request::new(()), unit).check().await;
+    // By terms: those without a quota let all pass, those with one are as above.
+    let under = |quota, cluster: &str| {
+        let terms = Terms::new(LabelPolicy::new("_id"), DecodeLimits::default());
+        let mut request = witnessed(cluster, write_request(&["c1", "c1"]));
+        request.extensions_mut().insert(Arc::new(Terms { request_quota: quota, sample_quota: quota, ..terms }));
+        request
+    };
+    let by_terms = RateLimitLayer::new(RequestQuota).clock(ManualClock::new());
+    Conformance::computing(by_terms.clone(), move || under(None, "c1"), unit)
+        .refuses(Reason::Internal, || witnessed("c1", write_request(&["c1"])))
+        .check()
+        .await;
+    let conformance = Conformance::computing(by_terms, move || under(Some(once), &unique()), unit);
+    let alike = move || {
+        let cluster = unique();
+        [under(Some(once), &cluster), under(Some(once), &cluster)]
+    };
+    conformance.sharing(alike, Second::Refused(Reason::RateLimited)).await;
+    let by_terms = RateLimitLayer::new(SampleQuota).clock(ManualClock::new());
+    Conformance::computing(by_terms, move || under(None, "c1"), unit)
+        .refuses(Reason::OverBurst, move || under(Some(once), "c1"))
+        .check()
+        .await;
+}
+
+#[tokio::test]
+async fn policy() {
+    let terms = Terms::new(LabelPolicy::new("_id"), DecodeLimits::default());
+    let mut overrides = Overrides::default();
+    let denial = Denial { reason: "unpaid".into(), until: None };
+    overrides.cluster("c2", [(Endpoint::Receive, Setting::Denial(Some(denial.into())))]);
+    let policy = LivePolicy::new(Policy::new(terms.clone(), terms).overrides(overrides));
+    let layer = PolicyLayer::new(policy, Endpoint::Receive);
+    Conformance::computing(layer, || witnessed("c1", ()), unit)
+        .refuses(Reason::Denied, || witnessed("c2", ()))
+        .refuses(Reason::Internal, || Request::new(()))
+        .check()
+        .await;
 }
 
 /// A limiter that takes its time must not hold the readiness inside meanwhile.

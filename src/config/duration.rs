@@ -15,6 +15,18 @@ pub fn parse(text: &str) -> Result<Duration, NotADuration> {
     nanoseconds(text).map(Duration::from_nanos).ok_or_else(|| NotADuration(text.to_owned()))
 }
 
+/// A duration as [`parse`] reads it.
+pub fn written(duration: Duration) -> String {
+    if duration.subsec_nanos() > 0 {
+        return format!("{}ns", duration.as_nanos());
+    }
+    let seconds = duration.as_secs();
+    let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let parts: String =
+        parts.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count}{unit}")).collect();
+    if parts.is_empty() { "0s".to_owned() } else { parts }
+}
+
 fn nanoseconds(text: &str) -> Option<u64> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest == "0" {
@@ -65,8 +77,11 @@ mod tests {
             ("2000µs", 2),
         ];
         for (text, millis) in rows {
-            assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
+            let duration = Duration::from_millis(millis);
+            assert_eq!(parse(text), Ok(duration), "{text}");
+            assert_eq!(parse(&written(duration)), Ok(duration), "{text}");
         }
+        assert_eq!(written(Duration::from_secs(270)), "4m30s");
         for text in ["", "5", "s", "-5s", "5 s", "5d", "1..5s", "5S", "9999999h", ".", "1e3s", "4m30"] {
             assert!(parse(text).is_err(), "{text}");
         }

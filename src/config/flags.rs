@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{AuthorizationFlags, ClientInfoFlags, OidcFlags, RateFlags, StoreFlags, TlsFlags};
+use super::{AuthorizationFlags, ClientInfoFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags};
 
 /// A gateway for pushed metrics, in telemeter-server's place.
 ///
@@ -67,76 +67,18 @@ pub struct Flags {
     #[command(flatten)]
     pub authorization: AuthorizationFlags,
 
-    /// Where remote-write requests go: a receive endpoint.
+    /// Where remote-write requests go: a receive endpoint. `{tenant}` in its path or query stands for the sender's tenant.
     #[arg(long, value_name = "URL", help_heading = "Upstream")]
     pub forward_url: Option<String>,
-    /// THANOS-TENANT of forwarded uploads [default: FB870BF3-9F3A-44FF-9BF7-D7A047A52F43].
-    #[arg(long, value_name = "TENANT", help_heading = "Upstream")]
-    pub tenant_id: Option<String>,
-    /// THANOS-TENANT of forwarded remote-write requests; none unless given.
-    #[arg(long, value_name = "TENANT", help_heading = "Upstream")]
-    pub receive_tenant_id: Option<String>,
 
     /// Credentials of our own.
     #[command(flatten)]
     pub oidc: OidcFlags,
 
-    /// PromQL selector of series to let pass, such as {__name__="up"}; repeatable. Without any, all pass.
-    #[arg(long, value_name = "RULE", help_heading = "Policy", allow_hyphen_values = true)]
-    pub whitelist: Vec<String>,
-    /// File with a selector a line; repeatable. Read again on SIGHUP.
-    #[arg(long, value_name = "FILE", help_heading = "Policy")]
-    pub whitelist_file: Vec<String>,
-    /// Label to set on uploaded series, name=value; repeatable, comma-separated.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
-    pub label: Vec<String>,
-    /// Label to remove from uploaded series; repeatable.
-    #[arg(long, value_name = "NAME", help_heading = "Policy")]
-    pub elide_label: Vec<String>,
-    /// Label to set on series received by remote write, name=value; repeatable, comma-separated.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
-    pub receive_label: Vec<String>,
-    /// Label to remove from series received by remote write; repeatable.
-    #[arg(long, value_name = "NAME", help_heading = "Policy")]
-    pub receive_elide_label: Vec<String>,
-    /// Label that goes into issued tokens and so must be on uploaded series, name=value; repeatable, comma-separated.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "Policy")]
-    pub required_label: Vec<String>,
-    /// What happens to a received series with another cluster's label: enforce, count or off [default: enforce].
-    #[arg(long, value_name = "MODE", help_heading = "Policy")]
-    pub cluster_label_check: Option<String>,
-    /// File that lists clusters which may write for others, a line each: `cluster: [cluster, ...]`, or `cluster: [*]` for any. Read
-    /// again on SIGHUP.
-    #[arg(long, value_name = "FILE", help_heading = "Policy")]
-    pub cluster_delegations_file: Option<String>,
+    /// What may be written, and where it goes.
+    #[command(flatten)]
+    pub policy: PolicyFlags,
 
-    /// Largest upload, decoded; 0 is unlimited [default: 512000].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_bytes: Option<String>,
-    /// Largest remote-write request, on the wire; 0 is unlimited [default: 131072].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_receive_bytes: Option<String>,
-    /// Largest remote-write request, decoded; 0 is unlimited [default: 16777216].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_receive_decoded_bytes: Option<String>,
-    /// Most series in a request, 4194304 at most; 0 is that most [default: 20000].
-    #[arg(long, value_name = "SERIES", help_heading = "Limits")]
-    pub limit_series: Option<String>,
-    /// Most labels of a series, its name among them; 0 is unlimited [default: 128].
-    #[arg(long, value_name = "LABELS", help_heading = "Limits")]
-    pub limit_labels: Option<String>,
-    /// Longest label name of an uploaded series; 0 is unlimited [default: 255].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_label_name_bytes: Option<String>,
-    /// Longest label value, and metric name, of an uploaded series; 0 is unlimited [default: 255].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_label_value_bytes: Option<String>,
-    /// Longest label name of a received series; 0 is unlimited [default: 0].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_receive_label_name_bytes: Option<String>,
-    /// Longest label value of a received series; 0 is unlimited [default: 0].
-    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
-    pub limit_receive_label_value_bytes: Option<String>,
     /// Most requests at work at once, each route by itself; past it they are refused with 503 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Limits")]
     pub limit_in_flight: Option<String>,
@@ -144,10 +86,6 @@ pub struct Flags {
     /// What replicas share.
     #[command(flatten)]
     pub stores: StoreFlags,
-
-    /// How often a cluster may write, and how much.
-    #[command(flatten)]
-    pub rates: RateFlags,
 
     /// debug, info, warn or error [default: info].
     #[arg(long, value_name = "LEVEL", help_heading = "Logs")]

@@ -5,7 +5,11 @@ use std::{num::NonZeroU32, time::Duration};
 use clap::Args;
 use infogw_layers::rate_limit::Quota;
 
-use super::{ConfigError, duration, given, wrong};
+use super::{
+    ConfigError, duration, given,
+    policy::values::{Interval, Rate, RequestRate, SampleRate},
+    wrong,
+};
 
 /// Flags of rate limits, each per cluster.
 #[derive(Debug, Clone, Default, Args)]
@@ -29,51 +33,37 @@ pub struct RateFlags {
     pub limit_receive_samples_burst: Option<String>,
 }
 
-/// What a cluster may take. None is unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rates {
-    /// Uploads.
-    pub upload: Option<Quota>,
-    /// Remote-write requests.
-    pub receive_requests: Option<Quota>,
-    /// Samples in remote-write requests.
-    pub receive_samples: Option<Quota>,
-}
-
 /// How many samples a stock sender of this fleet packs into a request: a burst below that would refuse such a request for ever.
-const SAMPLES_PER_SEND: u32 = 10_000;
+pub(super) const SAMPLES_PER_SEND: u32 = 10_000;
 /// A burst is what the rate gives in so many seconds: a scrape's worth of requests comes at once, and then nothing until the next.
 const BURST_SECONDS: f64 = 10.0;
 /// Quotas count whole nanoseconds.
 const HIGHEST_RATE: f64 = 1e9;
 
-impl Rates {
-    pub(super) fn new(flags: RateFlags) -> Result<Self, ConfigError> {
-        let ratelimit = given(flags.ratelimit).unwrap_or_else(|| "4m30s".to_owned());
+impl RateFlags {
+    /// Uploads, remote-write requests, and samples in these.
+    pub(super) fn read(self) -> Result<(Interval, Option<RequestRate>, Option<SampleRate>), ConfigError> {
+        let ratelimit = given(self.ratelimit).unwrap_or_else(|| "4m30s".to_owned());
         let ratelimit = duration::parse(&ratelimit).map_err(|error| ConfigError(format!("--ratelimit: {error}")))?;
-        Ok(Rates {
-            // Zero, which turns it off, is no quota.
-            upload: Quota::one_per(ratelimit),
-            receive_requests: quota(
-                ("--limit-receive-requests-per-second", flags.limit_receive_requests_per_second),
-                ("--limit-receive-requests-burst", flags.limit_receive_requests_burst),
-                NonZeroU32::MIN.get(),
+        Ok((
+            Interval(ratelimit),
+            rate(
+                ("--limit-receive-requests-per-second", self.limit_receive_requests_per_second),
+                ("--limit-receive-requests-burst", self.limit_receive_requests_burst),
             )?,
-            receive_samples: quota(
-                ("--limit-receive-samples-per-second", flags.limit_receive_samples_per_second),
-                ("--limit-receive-samples-burst", flags.limit_receive_samples_burst),
-                SAMPLES_PER_SEND,
+            rate(
+                ("--limit-receive-samples-per-second", self.limit_receive_samples_per_second),
+                ("--limit-receive-samples-burst", self.limit_receive_samples_burst),
             )?,
-        })
+        ))
     }
 }
 
-/// The quota that two flags make, if the rate is not zero.
-fn quota(
+/// The rate that two flags make.
+fn rate<const LEAST_BURST: u32>(
     (rate_flag, rate): (&str, Option<String>),
     (burst_flag, burst): (&str, Option<String>),
-    least_burst: u32,
-) -> Result<Option<Quota>, ConfigError> {
+) -> Result<Option<Rate<LEAST_BURST>>, ConfigError> {
     let burst = given(burst).map(|burst| whole(burst_flag, &burst)).transpose()?;
     let Some(rate) = given(rate) else {
         return match burst {
@@ -81,12 +71,21 @@ fn quota(
             Some(_) => wrong!("{burst_flag}: without {rate_flag} there is no limit for it; give both"),
         };
     };
-    let per_second = decimal(rate_flag, &rate)?;
+    let rate = Rate::new(decimal(rate_flag, &rate)?, burst);
+    rate.map(Some).map_err(|error| ConfigError(format!("{rate_flag}: {error}")))
+}
+
+/// The quota of so many a second, and its burst. Without a rate there is no quota.
+pub(super) fn quota(
+    per_second: f64,
+    burst: Option<NonZeroU32>,
+    least_burst: u32,
+) -> Result<(Option<Quota>, NonZeroU32), String> {
     if per_second == 0.0 {
-        return Ok(None);
+        return Ok((None, burst.unwrap_or(NonZeroU32::MIN)));
     }
-    if per_second > HIGHEST_RATE {
-        return wrong!("{rate_flag}: `{rate}` is more than {HIGHEST_RATE} a second; 0 is unlimited");
+    if !(0.0..=HIGHEST_RATE).contains(&per_second) {
+        return Err(format!("{per_second} a second is not from 0 to {HIGHEST_RATE}; 0 is unlimited"));
     }
     // Casts of floats saturate.
     let default = (per_second * BURST_SECONDS).ceil() as u32;
@@ -94,8 +93,8 @@ fn quota(
     // Rounded up, so that the rate is never exceeded.
     let period = Duration::from_nanos((1e9 / per_second).ceil() as u64);
     match Quota::new(period, burst) {
-        Some(quota) => Ok(Some(quota)),
-        None => wrong!("{rate_flag}: at `{rate}` a second, a burst of {burst} takes centuries to come back"),
+        Some(quota) => Ok((Some(quota), burst)),
+        None => Err(format!("at {per_second} a second, a burst of {burst} takes centuries to come back")),
     }
 }
 
@@ -122,7 +121,8 @@ mod tests {
             limit_receive_requests_burst: Some(burst.to_owned()),
             ..RateFlags::default()
         };
-        let quota = Rates::new(flags).map_err(|error| error.to_string())?.receive_requests;
+        let (_, rate, _) = flags.read().map_err(|error| error.to_string())?;
+        let quota = rate.and_then(|rate| rate.quota);
         Ok(quota.map(|quota| (quota.period().as_nanos() as u64, quota.burst().get())))
     }
 
@@ -151,7 +151,7 @@ mod tests {
         }
         for (rate, burst) in [("0.1", 10_000), ("1000", 10_000), ("1000.5", 10_005), ("50000", 500_000)] {
             let flags = RateFlags { limit_receive_samples_per_second: Some(rate.to_owned()), ..RateFlags::default() };
-            let quota = Rates::new(flags).unwrap().receive_samples.unwrap();
+            let quota = flags.read().unwrap().2.unwrap().quota.unwrap();
             assert_eq!(quota.burst().get(), burst, "{rate}");
         }
     }

@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     client::Clients,
-    config::{Config, Flags, RateFlags},
+    config::{Config, Flags, PolicyFlags, RateFlags},
     gateway::{Gateway, StartError},
     log, server,
 };
@@ -111,11 +111,14 @@ fn config(authorizer: SocketAddr, received: SocketAddr) -> Result<Config, StartE
         listen_internal: Some("127.0.0.1:0".to_owned()),
         authorize: Some(format!("http://{authorizer}{}", authorizer::PATH)),
         forward_url: Some(format!("http://{received}{}", receive::PATH)),
-        tenant_id: Some(UPLOAD_TENANT.to_owned()),
-        receive_tenant_id: Some(REMOTE_WRITE_TENANT.to_owned()),
-        whitelist: telemetry::ALLOWLIST.iter().map(|&rule| rule.to_owned()).collect(),
-        elide_label: vec!["prometheus_replica".to_owned()],
-        rates: RateFlags { ratelimit: Some("5s".to_owned()), ..RateFlags::default() },
+        policy: PolicyFlags {
+            tenant_id: Some(UPLOAD_TENANT.to_owned()),
+            receive_tenant_id: Some(REMOTE_WRITE_TENANT.to_owned()),
+            whitelist: telemetry::ALLOWLIST.iter().map(|&rule| rule.to_owned()).collect(),
+            elide_label: vec!["prometheus_replica".to_owned()],
+            rates: RateFlags { ratelimit: Some("5s".to_owned()), ..RateFlags::default() },
+            ..PolicyFlags::default()
+        },
         ..Flags::default()
     };
     let mut config = Config::new(flags).map_err(|error| StartError::Environment(error.to_string()))?;

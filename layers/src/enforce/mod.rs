@@ -22,7 +22,10 @@
 mod policy;
 pub mod selector;
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use http::Request;
 use tower_layer::Layer;
@@ -38,7 +41,7 @@ use crate::{
 };
 
 use policy::Verdict;
-pub use policy::{ClusterLabelCheck, LabelPolicy, LivePolicy, OnOffence};
+pub use policy::{ClusterLabelCheck, LabelNames, LabelPairs, LabelPolicy, OnOffence};
 
 /// What enforcing did to one payload.
 #[derive(Debug)]
@@ -59,14 +62,21 @@ pub struct Enforced<'a> {
 /// Enforces a label policy.
 #[derive(Debug, Clone)]
 pub struct EnforceLabelsLayer<O = ()> {
-    policy: LivePolicy,
+    /// None: the request's own.
+    policy: Option<Arc<LabelPolicy>>,
     observer: O,
 }
 
 impl EnforceLabelsLayer {
-    /// Enforces `policy`; a [`LivePolicy`] can be replaced while requests pass.
-    pub fn new(policy: impl Into<LivePolicy>) -> Self {
-        EnforceLabelsLayer { policy: policy.into(), observer: () }
+    /// Enforces `policy` on every request.
+    pub fn new(policy: impl Into<Arc<LabelPolicy>>) -> Self {
+        EnforceLabelsLayer { policy: Some(policy.into()), observer: () }
+    }
+
+    /// Enforces the `Arc<LabelPolicy>` that a layer outside put into the request's extensions, as
+    /// [`PolicyLayer`](crate::policy::PolicyLayer) does. A request without one is refused.
+    pub fn per_request() -> Self {
+        EnforceLabelsLayer { policy: None, observer: () }
     }
 }
 
@@ -111,7 +121,10 @@ where
         let Some(identity) = request.extensions().get::<Authorized<Identity>>().cloned() else {
             return CallOrRefuse::refuse(Rejection::internal("nobody was authorized for this request"));
         };
-        match self.layer.enforce(&identity, request.body_mut()) {
+        let Some(policy) = self.layer.policy.as_ref().or_else(|| request.extensions().get()).cloned() else {
+            return CallOrRefuse::refuse(Rejection::internal("no label policy was found for this request"));
+        };
+        match self.layer.enforce(&policy, &identity, request.body_mut()) {
             Ok(()) => CallOrRefuse::call(self.inner.call(request)),
             Err(rejection) => CallOrRefuse::refuse(rejection),
         }
@@ -133,8 +146,12 @@ where
 }
 
 impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
-    fn enforce<P: SeriesSet>(&self, identity: &Identity, payload: &mut P) -> Result<(), Rejection> {
-        let policy = self.policy.load();
+    fn enforce<P: SeriesSet>(
+        &self,
+        policy: &LabelPolicy,
+        identity: &Identity,
+        payload: &mut P,
+    ) -> Result<(), Rejection> {
         let mut refused = std::mem::take(payload.refused());
         let refused_before = refused.count();
         let (mut missing, mut foreign) = (0, 0);
@@ -199,7 +216,7 @@ mod tests {
         let policy = LabelPolicy::new("_id").check(check).allow(["up".parse().unwrap()]).unwrap();
         let observer =
             |seen: &Enforced<'_>| *counts.lock().unwrap() = [seen.kept, seen.dropped, seen.missing, seen.foreign];
-        EnforceLabelsLayer::new(policy).observed_by(observer).enforce(identity, &mut payload).unwrap();
+        EnforceLabelsLayer::per_request().observed_by(observer).enforce(&policy, identity, &mut payload).unwrap();
         let [kept, dropped, missing, foreign] = *counts.lock().unwrap();
         [kept, dropped, missing, foreign, payload.refused().count()]
     }

@@ -1,7 +1,5 @@
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Guard};
-
 use super::selector::{Labels, Selector, SelectorError, SelectorSet};
 use crate::{
     authorize::{Identity, Writes},
@@ -9,16 +7,28 @@ use crate::{
     rejection::{Reason, excerpt},
 };
 
-/// What the series of one endpoint must be, and what is done to them.
-#[derive(Debug)]
+/// What the series of one endpoint must be, and what is done to them. Cheap to clone, so that exceptions can be made of it.
+#[derive(Debug, Clone)]
 pub struct LabelPolicy {
-    cluster_label: Box<str>,
-    pub(super) check: ClusterLabelCheck,
+    cluster_label: Arc<str>,
+    pub(crate) check: ClusterLabelCheck,
     pub(super) on_offence: OnOffence,
     /// None: everything is allowed.
-    allowlist: Option<Arc<SelectorSet>>,
-    set: Vec<(Box<str>, Box<str>)>,
-    elide: Vec<Box<str>>,
+    pub(crate) allowlist: Option<Arc<SelectorSet>>,
+    pub(crate) require: LabelPairs,
+    pub(crate) set: LabelPairs,
+    pub(crate) elide: LabelNames,
+    /// None: what the identity says.
+    pub(crate) writes: Option<Writes>,
+}
+
+/// Labels with their values. Cheap to clone.
+pub type LabelPairs = Arc<[(Box<str>, Box<str>)]>;
+/// Names of labels. Cheap to clone.
+pub type LabelNames = Arc<[Box<str>]>;
+
+fn pairs<N: Into<Box<str>>, V: Into<Box<str>>>(labels: impl IntoIterator<Item = (N, V)>) -> LabelPairs {
+    labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 /// What happens when the cluster label names a cluster that the sender may not write for. The label must be there either way, as
@@ -47,14 +57,16 @@ pub enum OnOffence {
 impl LabelPolicy {
     /// Every series must carry `cluster_label` with a cluster its sender may write for, and the labels of the sender's identity.
     /// Everything else is allowed.
-    pub fn new(cluster_label: impl Into<Box<str>>) -> Self {
+    pub fn new(cluster_label: impl Into<Arc<str>>) -> Self {
         LabelPolicy {
             cluster_label: cluster_label.into(),
             check: ClusterLabelCheck::default(),
             on_offence: OnOffence::default(),
             allowlist: None,
-            set: Vec::new(),
-            elide: Vec::new(),
+            require: Arc::default(),
+            set: Arc::default(),
+            elide: Arc::default(),
+            writes: None,
         }
     }
 
@@ -84,10 +96,22 @@ impl LabelPolicy {
         LabelPolicy { allowlist: Some(allowlist).filter(|set| !set.is_empty()), ..self }
     }
 
+    /// Keeps all series again.
+    #[must_use]
+    pub fn allow_all(self) -> Self {
+        LabelPolicy { allowlist: None, ..self }
+    }
+
+    /// Refuses series that do not carry these labels with these values, as those that lack their sender's.
+    #[must_use]
+    pub fn require<N: Into<Box<str>>, V: Into<Box<str>>>(self, labels: impl IntoIterator<Item = (N, V)>) -> Self {
+        LabelPolicy { require: pairs(labels), ..self }
+    }
+
     /// Sets these labels on every series, replacing what is there; after the allowlist, before eliding.
     #[must_use]
     pub fn set<N: Into<Box<str>>, V: Into<Box<str>>>(self, labels: impl IntoIterator<Item = (N, V)>) -> Self {
-        LabelPolicy { set: labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect(), ..self }
+        LabelPolicy { set: pairs(labels), ..self }
     }
 
     /// Removes these labels from every series.
@@ -96,9 +120,19 @@ impl LabelPolicy {
         LabelPolicy { elide: labels.into_iter().map(Into::into).collect(), ..self }
     }
 
+    /// Whose series a sender may write, whatever its identity says.
+    #[must_use]
+    pub fn writes(self, writes: Writes) -> Self {
+        LabelPolicy { writes: Some(writes), ..self }
+    }
+
+    fn writes_of<'p>(&'p self, identity: &'p Identity) -> &'p Writes {
+        self.writes.as_ref().unwrap_or(&identity.writes)
+    }
+
     /// What is to be done with a series.
-    pub(super) fn judge<'i>(&self, identity: &'i Identity, labels: &LabelSet<'_>) -> Verdict<'i> {
-        for (name, value) in &identity.labels {
+    pub(super) fn judge<'p>(&'p self, identity: &'p Identity, labels: &LabelSet<'_>) -> Verdict<'p> {
+        for (name, value) in identity.labels.iter().chain(&*self.require) {
             if **name == *self.cluster_label {
                 continue;
             }
@@ -110,7 +144,7 @@ impl LabelPolicy {
         }
         match labels.value(&self.cluster_label) {
             "" => Verdict::Missing(""),
-            cluster if !identity.writes.allows(&identity.cluster, cluster) => Verdict::Foreign,
+            cluster if !self.writes_of(identity).allows(&identity.cluster, cluster) => Verdict::Foreign,
             _ if !self.allows(labels) => Verdict::Drop,
             _ => Verdict::Keep,
         }
@@ -121,10 +155,10 @@ impl LabelPolicy {
     }
 
     pub(super) fn relabel(&self, labels: &mut LabelSet<'_>) {
-        for (name, value) in &self.set {
+        for (name, value) in &*self.set {
             labels.set(name, value);
         }
-        for name in &self.elide {
+        for name in &*self.elide {
             labels.remove(name);
         }
     }
@@ -132,7 +166,7 @@ impl LabelPolicy {
     pub(super) fn offence(&self, identity: &Identity, labels: &LabelSet<'_>, verdict: Verdict<'_>) -> Offence {
         let cluster = &*self.cluster_label;
         let own = excerpt(identity.cluster.as_str());
-        let others = match &identity.writes {
+        let others = match self.writes_of(identity) {
             Writes::Also(others) => format!(" and {} more", others.len()),
             Writes::Any => " and any other".to_owned(),
             Writes::Own => String::new(),
@@ -159,42 +193,16 @@ impl LabelPolicy {
 
 /// What is to be done with one series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict<'i> {
+pub(super) enum Verdict<'p> {
     Keep,
     /// It is off the allowlist.
     Drop,
     /// It is another cluster's.
     Foreign,
-    /// A label of the identity is not there; "" stands for the cluster label.
-    Missing(&'i str),
-    /// A label of the identity has another value than this one.
-    Wrong(&'i str, &'i str),
-}
-
-/// A policy that can be replaced while requests pass. A request ends under the policy it began with. Clones share the policy.
-#[derive(Debug, Clone)]
-pub struct LivePolicy(Arc<ArcSwap<LabelPolicy>>);
-
-impl LivePolicy {
-    /// Starts with `policy`.
-    pub fn new(policy: LabelPolicy) -> Self {
-        LivePolicy(Arc::new(ArcSwap::from_pointee(policy)))
-    }
-
-    /// Puts `policy` in force.
-    pub fn replace(&self, policy: LabelPolicy) {
-        self.0.store(Arc::new(policy));
-    }
-
-    pub(super) fn load(&self) -> Guard<Arc<LabelPolicy>> {
-        self.0.load()
-    }
-}
-
-impl From<LabelPolicy> for LivePolicy {
-    fn from(policy: LabelPolicy) -> Self {
-        LivePolicy::new(policy)
-    }
+    /// A label that must be there is not; "" stands for the cluster label.
+    Missing(&'p str),
+    /// A label that must be there has another value than this one.
+    Wrong(&'p str, &'p str),
 }
 
 impl Labels for LabelSet<'_> {

@@ -66,6 +66,9 @@ impl Span {
 /// The largest decoded payload, in bytes. Offsets are 32 bits, and edits can add to what was decoded: the rest is room for those.
 pub const LARGEST_PAYLOAD: usize = 1 << 30;
 
+/// The most series of a payload: it counts in 32 bits.
+pub const MOST_SERIES: usize = 1 << 22;
+
 /// Whether a series stays in the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {

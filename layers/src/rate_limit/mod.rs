@@ -63,7 +63,24 @@ pub struct Due<K> {
     pub quota: Quota,
 }
 
-/// Says whom a request is charged to, and how much. Any `Fn(&R) -> Option<Due<K>>` does.
+/// What a [`Charge`] says of a request.
+#[derive(Debug, Clone)]
+pub enum Charged<K> {
+    /// It owes this.
+    Due(Due<K>),
+    /// It is not limited.
+    Free,
+    /// It cannot be told, and the request is refused.
+    Unknown,
+}
+
+impl<K> From<Option<Due<K>>> for Charged<K> {
+    fn from(due: Option<Due<K>>) -> Self {
+        due.map_or(Charged::Unknown, Charged::Due)
+    }
+}
+
+/// Says whom a request is charged to, and how much. Any `Fn(&R) -> Option<Due<K>>` does; its `None` is [`Charged::Unknown`].
 pub trait Charge<R> {
     /// The key's bytes.
     type Key: AsRef<[u8]>;
@@ -72,15 +89,15 @@ pub trait Charge<R> {
     /// What a sender can do whose request costs more than the quota ever has to give.
     const TOO_MUCH: &'static str = "send less at a time";
 
-    /// What `request` owes. `None` means that it cannot be told, and the request is refused.
-    fn charge(&self, request: &R) -> Option<Due<Self::Key>>;
+    /// What `request` owes.
+    fn charge(&self, request: &R) -> Charged<Self::Key>;
 }
 
 impl<R, K: AsRef<[u8]>, F: Fn(&R) -> Option<Due<K>>> Charge<R> for F {
     type Key = K;
 
-    fn charge(&self, request: &R) -> Option<Due<K>> {
-        self(request)
+    fn charge(&self, request: &R) -> Charged<K> {
+        self(request).into()
     }
 }
 
@@ -93,8 +110,8 @@ pub struct PerCluster(pub Quota);
 impl<B> Charge<http::Request<B>> for PerCluster {
     type Key = ClusterKey;
 
-    fn charge(&self, request: &http::Request<B>) -> Option<Due<ClusterKey>> {
-        Some(Due { key: ClusterKey::of(request)?, cost: 1, quota: self.0 })
+    fn charge(&self, request: &http::Request<B>) -> Charged<ClusterKey> {
+        ClusterKey::of(request).map(|key| Due { key, cost: 1, quota: self.0 }).into()
     }
 }
 
@@ -112,10 +129,10 @@ impl<P: crate::payload::SeriesSet> Charge<http::Request<P>> for SamplesPerCluste
     const UNIT: &'static str = "sample";
     const TOO_MUCH: &'static str = "set max_samples_per_send to at most that";
 
-    fn charge(&self, request: &http::Request<P>) -> Option<Due<ClusterKey>> {
+    fn charge(&self, request: &http::Request<P>) -> Charged<ClusterKey> {
         // What 32 bits do not hold is above every burst.
         let cost = u32::try_from(request.body().samples()).unwrap_or(u32::MAX);
-        Some(Due { key: ClusterKey::of(request)?, cost, quota: self.0 })
+        ClusterKey::of(request).map(|key| Due { key, cost, quota: self.0 }).into()
     }
 }
 
@@ -206,8 +223,7 @@ pub enum RateLimitEvent {
 /// Limits rates.
 #[derive(Debug, Clone)]
 pub struct RateLimitLayer<C, L = Arc<LocalLimiter>, O = (), K = SystemClock> {
-    /// None: nothing is limited.
-    charge: Option<C>,
+    charge: C,
     limiter: L,
     refund_floor: Duration,
     observer: O,
@@ -217,11 +233,6 @@ pub struct RateLimitLayer<C, L = Arc<LocalLimiter>, O = (), K = SystemClock> {
 impl<C> RateLimitLayer<C> {
     /// Charges what `charge` says, in a limiter of its own in this process's memory.
     pub fn new(charge: C) -> Self {
-        Self::optional(Some(charge))
-    }
-
-    /// As [`Self::new`]; without a charge everything passes, for a limit that can be turned off.
-    pub fn optional(charge: Option<C>) -> Self {
         let limiter = Arc::new(LocalLimiter::new());
         RateLimitLayer { charge, limiter, refund_floor: Duration::from_secs(60), observer: (), clock: SystemClock }
     }
@@ -297,10 +308,10 @@ where
         let clone = self.inner.clone();
         // The one that is ready, where readiness was asked for.
         let inner = if L::WAITS { clone } else { mem::replace(&mut self.inner, clone) };
-        let state = match charge.as_ref().map(|charge| charge.charge(&request)) {
-            None => calling::<S, L, R>(inner, request),
-            Some(None) => State::refused(Rejection::internal("nobody can be charged for this request")),
-            Some(Some(Due { key, cost, quota })) => State::Taking {
+        let state = match charge.charge(&request) {
+            Charged::Free => calling::<S, L, R>(inner, request),
+            Charged::Unknown => State::refused(Rejection::internal("nobody can be charged for this request")),
+            Charged::Due(Due { key, cost, quota }) => State::Taking {
                 taking: limiter.try_take(key.as_ref(), cost, &quota, clock.monotonic()),
                 rest: Some(Rest { inner, request, quota, refusal: refusal::<C, R> }),
             },

@@ -10,7 +10,7 @@ use infogw_layers::{
     authorize::{AuthorizeLayer, ClusterId, Identity},
     decode::WriteRequestDecoder,
     encode::Encode,
-    enforce::{EnforceLabelsLayer, Enforced, LabelPolicy, LivePolicy},
+    enforce::{EnforceLabelsLayer, Enforced, LabelPolicy},
     payload::SeriesSet,
     rejection::Rejection,
     translate::Translate,
@@ -52,7 +52,7 @@ proptest! {
         }
         let rules = rules.iter().map(|rule| rule.parse().unwrap());
         let policy = LabelPolicy::new("_id").allow(rules).unwrap().set([("b", "set")]).elide(elide);
-        let policy = LivePolicy::new(policy);
+        let policy = Arc::new(policy);
         let decoded = || families(&decoder(), DELIMITED, "", stream(&all).into()).unwrap();
 
         // The labels themselves.
@@ -74,7 +74,7 @@ proptest! {
 }
 
 /// What [`EnforceLabelsLayer`] makes of a payload of the cluster `c1`; what it counted; and what it would tell the sender.
-fn enforced<P: SeriesSet + Send + 'static>(policy: &LivePolicy, payload: P) -> (P, [usize; 4], Option<String>) {
+fn enforced<P: SeriesSet + Send + 'static>(policy: &Arc<LabelPolicy>, payload: P) -> (P, [usize; 4], Option<String>) {
     let (inside, counts) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new([0; 4])));
     let (put, count) = (inside.clone(), counts.clone());
     let observe =

@@ -5,6 +5,7 @@ pub mod identity;
 pub mod keys;
 pub mod limiter;
 mod oidc;
+mod policy;
 mod sampled;
 mod stores;
 pub mod tls;
@@ -27,7 +28,7 @@ use prometheus::{
 
 use self::{
     authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics,
-    tls::TlsMetrics,
+    policy::PolicyMetrics, tls::TlsMetrics,
 };
 pub use self::{
     oidc::OidcMetrics,
@@ -69,6 +70,8 @@ pub struct Metrics {
     pub keys: KeyMetrics,
     /// The rate limits'.
     pub limiter: LimiterMetrics,
+    /// The policy in force.
+    pub policy: PolicyMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -178,6 +181,7 @@ impl Metrics {
             identity: IdentityMetrics::new(&registry)?,
             keys: KeyMetrics::new(&registry)?,
             limiter: LimiterMetrics::new(&registry)?,
+            policy: PolicyMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;

@@ -1,0 +1,226 @@
+//! What holds for whom: one policy, with exceptions by account and cluster, replaced while requests pass.
+//!
+//! [`PolicyLayer`] stands directly inside [`AuthorizeLayer`](crate::authorize::AuthorizeLayer). It takes the policy in force once
+//! for a request and puts what holds for its sender into the request's extensions, where the layers inside find it:
+//!
+//! | extension | read by |
+//! | --- | --- |
+//! | `Arc<DecodeLimits>` | [`WriteRequestDecoder::per_request`](crate::decode::WriteRequestDecoder::per_request) and its sibling |
+//! | `Arc<LabelPolicy>` | [`EnforceLabelsLayer::per_request`](crate::enforce::EnforceLabelsLayer::per_request) |
+//! | `Arc<Terms>` | [`RequestQuota`], [`SampleQuota`], and who forwards |
+//!
+//! So a request ends under the policy it began with, whatever is put in force meanwhile.
+//!
+//! ```
+//! use infogw_layers::{
+//!     authorize::{AuthorizeLayer, ClusterId, Identity},
+//!     decode::DecodeLimits,
+//!     enforce::LabelPolicy,
+//!     policy::{Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, Setting, Terms},
+//!     rate_limit::{Quota, RateLimitLayer},
+//! };
+//! use std::{sync::Arc, time::Duration};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), infogw_layers::rejection::Rejection> {
+//! let mut overrides = Overrides::default();
+//! let once = Setting::RequestQuota(Quota::one_per(Duration::from_secs(60)));
+//! overrides.cluster("chatty", [(Endpoint::Receive, once)]);
+//! let terms = Terms::new(LabelPolicy::new("_id"), DecodeLimits::default());
+//! let policy = LivePolicy::new(Policy::new(terms.clone(), terms).overrides(overrides));
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(AuthorizeLayer::new(
+//!         |request: &http::Request<&'static str>| Ok::<_, std::convert::Infallible>(*request.body()),
+//!         service_fn(async |name: &'static str| {
+//!             Ok::<_, std::convert::Infallible>(Arc::new(Identity::of(ClusterId::new(name).unwrap())))
+//!         }),
+//!     ))
+//!     .layer(PolicyLayer::new(policy, Endpoint::Receive))
+//!     .layer(RateLimitLayer::new(infogw_layers::policy::RequestQuota))
+//!     .service(service_fn(async |_| Ok::<_, std::convert::Infallible>(http::Response::new(()))));
+//! let statuses = async |name| {
+//!     let ask = || service.clone().oneshot(http::Request::new(name));
+//!     [ask().await.is_ok(), ask().await.is_ok()]
+//! };
+//! assert_eq!(statuses("calm").await, [true, true]);
+//! assert_eq!(statuses("chatty").await, [true, false]);
+//! # Ok(()) }
+//! ```
+
+mod overrides;
+mod quotas;
+mod terms;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use arc_swap::ArcSwap;
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    authorize::{Authorized, Identity},
+    clock::{Clock, SystemClock},
+    describe::{Describe, Row},
+    future::CallOrRefuse,
+    rejection::{Reason, Rejection},
+};
+
+pub use overrides::{Endpoint, Overrides};
+pub use quotas::{RequestQuota, SampleQuota};
+pub use terms::{Denial, Exempt, Setting, Size, Tenant, Terms};
+
+/// What holds for everyone at each endpoint, and what holds for some instead.
+#[derive(Debug)]
+pub struct Policy {
+    /// For [`Endpoint::Upload`] and [`Endpoint::Receive`].
+    terms: [Arc<Terms>; 2],
+    overrides: Overrides,
+}
+
+impl Policy {
+    /// What holds for everyone.
+    pub fn new(upload: Terms, receive: Terms) -> Self {
+        Policy { terms: [Arc::new(upload), Arc::new(receive)], overrides: Overrides::default() }
+    }
+
+    /// With exceptions.
+    #[must_use]
+    pub fn overrides(self, overrides: Overrides) -> Self {
+        Policy { overrides, ..self }
+    }
+
+    /// For how many accounts and clusters something else holds.
+    pub fn exceptions(&self) -> usize {
+        self.overrides.len()
+    }
+
+    /// What holds for everyone at `endpoint` who is not excepted.
+    pub fn common(&self, endpoint: Endpoint) -> &Arc<Terms> {
+        let [upload, receive] = &self.terms;
+        match endpoint {
+            Endpoint::Upload => upload,
+            Endpoint::Receive => receive,
+        }
+    }
+
+    /// What holds for `identity` at `endpoint`: what is said of its cluster over what is said of its account over what is common.
+    pub fn terms(&self, endpoint: Endpoint, identity: &Identity) -> Arc<Terms> {
+        let common = self.common(endpoint);
+        match self.overrides.find(endpoint, identity) {
+            None => Arc::clone(common),
+            Some(settings) => Arc::new(common.with(settings)),
+        }
+    }
+}
+
+/// The policy in force, to be replaced while requests pass. Clones share it.
+#[derive(Debug, Clone)]
+pub struct LivePolicy(Arc<ArcSwap<Policy>>);
+
+impl LivePolicy {
+    /// Starts with `policy`.
+    pub fn new(policy: Policy) -> Self {
+        LivePolicy(Arc::new(ArcSwap::from_pointee(policy)))
+    }
+
+    /// Puts `policy` in force. What was counted under the old one counts on.
+    pub fn replace(&self, policy: impl Into<Arc<Policy>>) {
+        self.0.store(policy.into());
+    }
+
+    /// The policy in force.
+    pub fn load(&self) -> Arc<Policy> {
+        self.0.load_full()
+    }
+}
+
+/// Lets a request pass under the policy in force.
+#[derive(Debug, Clone)]
+pub struct PolicyLayer<K = SystemClock> {
+    policy: LivePolicy,
+    endpoint: Endpoint,
+    clock: K,
+}
+
+impl PolicyLayer {
+    /// Holds requests to `endpoint` to `policy`.
+    pub fn new(policy: LivePolicy, endpoint: Endpoint) -> Self {
+        PolicyLayer { policy, endpoint, clock: SystemClock }
+    }
+}
+
+impl<K> PolicyLayer<K> {
+    /// Reads the time from `clock`.
+    pub fn clock<D: Clock>(self, clock: D) -> PolicyLayer<D> {
+        PolicyLayer { policy: self.policy, endpoint: self.endpoint, clock }
+    }
+}
+
+impl<S, K: Clone> Layer<S> for PolicyLayer<K> {
+    type Service = UnderPolicy<S, K>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        UnderPolicy { inner, layer: self.clone() }
+    }
+}
+
+/// The service that [`PolicyLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct UnderPolicy<S, K = SystemClock> {
+    inner: S,
+    layer: PolicyLayer<K>,
+}
+
+impl<K: Clock> PolicyLayer<K> {
+    fn terms<B>(&self, request: &Request<B>) -> Result<Arc<Terms>, Rejection> {
+        let Some(identity) = request.extensions().get::<Authorized<Identity>>() else {
+            return Err(Rejection::internal("nobody was authorized for this request"));
+        };
+        // Held for the lookup only: what it found outlives the policy.
+        let terms = self.policy.0.load().terms(self.endpoint, identity);
+        match terms.denial.as_ref().filter(|denial| denial.holds(self.clock.now())) {
+            None => Ok(terms),
+            Some(denial) => Err(denial.rejection(identity)),
+        }
+    }
+}
+
+impl<S, K, B> Service<Request<B>> for UnderPolicy<S, K>
+where
+    K: Clock,
+    S: Service<Request<B>>,
+    S::Error: Into<Rejection>,
+{
+    type Response = S::Response;
+    type Error = Rejection;
+    type Future = CallOrRefuse<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.layer.terms(&request) {
+            Err(rejection) => CallOrRefuse::refuse(rejection),
+            Ok(terms) => {
+                let extensions = request.extensions_mut();
+                extensions.insert(Arc::clone(&terms.limits));
+                extensions.insert(Arc::clone(&terms.labels));
+                extensions.insert(terms);
+                CallOrRefuse::call(self.inner.call(request))
+            }
+        }
+    }
+}
+
+impl<S: Describe<Request<B>>, K, B> Describe<Request<B>> for UnderPolicy<S, K> {
+    fn describe(rows: &mut Vec<Row>) {
+        rows.push(Row::new::<Request<B>>("PolicyLayer", &[Reason::Denied, Reason::Internal]));
+        S::describe(rows);
+    }
+}

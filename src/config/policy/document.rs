@@ -1,0 +1,387 @@
+//! A policy as it is written: the file's format. What a key leaves out is `None`, and somebody else says it.
+
+use std::{collections::HashSet, fmt, hash::Hash, marker::PhantomData, sync::Arc};
+
+use infogw_layers::enforce::ClusterLabelCheck;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+};
+
+use super::values::{
+    At, Denied, ExemptFrom, Id, Interval, LabelName, Labels, RequestRate, Rule, SampleRate, SeriesLimit, SizeLimit,
+    TenantName, WritesFor,
+};
+
+/// A structure all of whose keys may be left out. Each key by itself can be filled up from another such structure.
+macro_rules! keys {
+    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $(
+                $(#[$key_doc])*
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                pub $key: Option<$type>,
+            )*
+        }
+
+        impl Fill for $name {
+            fn fill(self, other: Self) -> Self {
+                $name { $($key: self.$key.fill(other.$key),)* }
+            }
+        }
+    };
+}
+
+/// What may be said in several places, of which the first counts.
+pub trait Fill {
+    /// What is not said here is as it is there.
+    #[must_use]
+    fn fill(self, other: Self) -> Self;
+}
+
+/// Values are whole: nothing is merged within one.
+macro_rules! whole {
+    ($($(#[$doc:meta])* $type:ty),*) => { $(impl Fill for Option<$type> {
+        fn fill(self, other: Self) -> Self {
+            self.or(other)
+        }
+    })* };
+}
+
+whole!(
+    At<Vec<At<Rule>>>,
+    Vec<At<LabelName>>,
+    At<Labels>,
+    At<ClusterLabelCheckMode>,
+    Interval,
+    RequestRate,
+    SampleRate,
+    SizeLimit,
+    SeriesLimit,
+    Tenant,
+    ById<Tenant>,
+    ById<Override>
+);
+
+/// Sections are merged key by key.
+macro_rules! sections {
+    ($($type:ty),*) => { $(impl Fill for Option<$type> {
+        fn fill(self, other: Self) -> Self {
+            match (self, other) {
+                (Some(section), Some(other)) => Some(section.fill(other)),
+                (section, other) => section.or(other),
+            }
+        }
+    })* };
+}
+
+sections!(Upload, Receive, UploadLimits, ReceiveLimits, Tenants, Overrides);
+
+keys! {
+    /// What clusters may write, how much of it, and where it goes.
+    Document {
+        /// What holds for `/upload`.
+        upload: Upload,
+        /// What holds for `/metrics/v1/receive`.
+        receive: Receive,
+        /// Which tenant of the upstream a sender writes to.
+        tenants: Tenants,
+        /// What holds for some instead. Each key counts by itself: what is said of a cluster goes over what is said of its account,
+        /// and that over what is said above.
+        overrides: Overrides,
+    }
+}
+
+keys! {
+    /// What holds for `/upload`.
+    Upload {
+        /// Series that pass: those that any of these PromQL selectors selects; without, all. In place of --whitelist and
+        /// --whitelist-file.
+        allowlist: At<Vec<At<Rule>>>,
+        /// Labels that are removed. In place of --elide-label.
+        elide: Vec<At<LabelName>>,
+        /// Labels that are set, replacing what is there. In place of --label.
+        set: At<Labels>,
+        /// Labels that go into issued tokens, and so must be on series with these values. A token is held to what it was issued with.
+        /// In place of --required-label.
+        require: At<Labels>,
+        /// How often, and how much.
+        limits: UploadLimits,
+    }
+}
+
+keys! {
+    /// What holds for `/metrics/v1/receive`.
+    Receive {
+        /// Series that pass: those that any of these PromQL selectors selects; without, all. In place of --whitelist and
+        /// --whitelist-file.
+        allowlist: At<Vec<At<Rule>>>,
+        /// Labels that are removed. In place of --receive-elide-label.
+        elide: Vec<At<LabelName>>,
+        /// Labels that are set, replacing what is there. In place of --receive-label.
+        set: At<Labels>,
+        /// Labels that must be on every series with these values.
+        require: At<Labels>,
+        /// What happens to a series with another cluster's label. In place of --cluster-label-check.
+        cluster_label_check: At<ClusterLabelCheckMode>,
+        /// How often, and how much.
+        limits: ReceiveLimits,
+    }
+}
+
+keys! {
+    /// How often, and how much in one request.
+    UploadLimits {
+        /// One upload per cluster in this time; 0s is unlimited. In place of --ratelimit.
+        interval: Interval,
+        /// Largest body, decoded. In place of --limit-bytes.
+        decoded_bytes: SizeLimit,
+        /// Most series. In place of --limit-series.
+        series: SeriesLimit,
+        /// Most samples.
+        samples: SizeLimit,
+        /// Most labels of a series, its name among them. In place of --limit-labels.
+        labels: SizeLimit,
+        /// Longest label name. In place of --limit-label-name-bytes.
+        label_name_bytes: SizeLimit,
+        /// Longest label value, and metric name. In place of --limit-label-value-bytes.
+        label_value_bytes: SizeLimit,
+    }
+}
+
+keys! {
+    /// How often, and how much in one request.
+    ReceiveLimits {
+        /// Requests per cluster. In place of --limit-receive-requests-per-second and -burst.
+        request_rate: RequestRate,
+        /// Samples per cluster, native histograms among them. In place of --limit-receive-samples-per-second and -burst.
+        sample_rate: SampleRate,
+        /// Largest body, on the wire. In place of --limit-receive-bytes.
+        body_bytes: SizeLimit,
+        /// Largest body, decoded. In place of --limit-receive-decoded-bytes.
+        decoded_bytes: SizeLimit,
+        /// Most series. In place of --limit-series.
+        series: SeriesLimit,
+        /// Most samples, native histograms among them.
+        samples: SizeLimit,
+        /// Most labels of a series, its name among them. In place of --limit-labels.
+        labels: SizeLimit,
+        /// Longest label name. In place of --limit-receive-label-name-bytes.
+        label_name_bytes: SizeLimit,
+        /// Longest label value. In place of --limit-receive-label-value-bytes.
+        label_value_bytes: SizeLimit,
+    }
+}
+
+/// What happens to a series with another cluster's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClusterLabelCheckMode {
+    /// It is refused.
+    Enforce,
+    /// It passes and is counted.
+    Count,
+    /// It passes.
+    Off,
+}
+
+impl From<ClusterLabelCheckMode> for ClusterLabelCheck {
+    fn from(mode: ClusterLabelCheckMode) -> Self {
+        match mode {
+            ClusterLabelCheckMode::Enforce => ClusterLabelCheck::Enforce,
+            ClusterLabelCheckMode::Count => ClusterLabelCheck::Count,
+            ClusterLabelCheckMode::Off => ClusterLabelCheck::Off,
+        }
+    }
+}
+
+keys! {
+    /// Which tenant of the upstream a sender writes to: the value of THANOS-TENANT, and of `{tenant}` in --forward-url. What is said
+    /// of a cluster goes over what is said of its account, and that over the endpoint's.
+    Tenants {
+        /// Everyone else's uploads. In place of --tenant-id.
+        upload: Tenant,
+        /// Everyone else's remote write; none is sent without. In place of --receive-tenant-id.
+        receive: Tenant,
+        /// By account.
+        accounts: ById<Tenant>,
+        /// By cluster.
+        clusters: ById<Tenant>,
+    }
+}
+
+/// A tenant of the upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tenant {
+    /// The header's value.
+    pub header: TenantName,
+    /// What stands for `{tenant}` in the URL.
+    pub url: TenantName,
+}
+
+impl Tenant {
+    /// The same name in both places.
+    pub fn named(name: TenantName) -> Self {
+        Tenant { header: name.clone(), url: name }
+    }
+}
+
+/// As it is written out.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename = "TenantNames", deny_unknown_fields)]
+struct WrittenTenant {
+    /// Value of THANOS-TENANT.
+    header: TenantName,
+    /// What stands for `{tenant}` in --forward-url.
+    url: TenantName,
+}
+
+impl<'de> Deserialize<'de> for Tenant {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Expected;
+
+        impl<'de> Visitor<'de> for Expected {
+            type Value = Tenant;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a tenant's name, or `{header: ..., url: ...}`")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Tenant, E> {
+                TenantName::deserialize(serde::de::value::StrDeserializer::new(name)).map(Tenant::named)
+            }
+
+            // YAML takes a name of digits for a number.
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Tenant, E> {
+                self.visit_str(&number.to_string())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Tenant, A::Error> {
+                let written = WrittenTenant::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(Tenant { header: written.header, url: written.url })
+            }
+        }
+
+        deserializer.deserialize_any(Expected)
+    }
+}
+
+impl Serialize for Tenant {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.header == self.url {
+            return self.header.serialize(serializer);
+        }
+        WrittenTenant { header: self.header.clone(), url: self.url.clone() }.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Tenant {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Tenant".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (name, names) = (generator.subschema_for::<TenantName>(), generator.subschema_for::<WrittenTenant>());
+        json_schema!({
+            "anyOf": [name, names],
+            "description": "A name for both places, or one for each."
+        })
+    }
+}
+
+keys! {
+    /// What holds for some.
+    Overrides {
+        /// By account.
+        accounts: ById<Override>,
+        /// By cluster.
+        clusters: ById<Override>,
+    }
+}
+
+keys! {
+    /// What holds for one account or cluster. Each key replaces the whole of what it is named after.
+    Override {
+        /// At `/upload`.
+        upload: Upload,
+        /// At `/metrics/v1/receive`.
+        receive: Receive,
+        /// Which kinds of limit do not hold for it, whatever they are.
+        exempt: Vec<ExemptFrom>,
+        /// Why it may not write at all.
+        denied: Denied,
+        /// Whose series it may write besides its own.
+        writes_for: WritesFor,
+    }
+}
+
+whole!(Vec<ExemptFrom>, Denied, WritesFor);
+
+/// What is said of each id, sorted by it. Equal values are kept once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ById<V>(pub Arc<[(Box<str>, Arc<V>)]>);
+
+impl<V> ById<V> {
+    /// What is said of `id`.
+    pub fn find(&self, id: &str) -> Option<&Arc<V>> {
+        let at = self.0.binary_search_by(|(other, _)| (**other).cmp(id)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+}
+
+impl<'de, V: Deserialize<'de> + Eq + Hash> Deserialize<'de> for ById<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de> + Eq + Hash> Visitor<'de> for Entries<V> {
+            type Value = ById<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("ids, and what holds for each")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ById<V>, A::Error> {
+                let (mut entries, mut values) = (Vec::new(), HashSet::new());
+                while let Some((Id(id), value)) = map.next_entry::<Id, V>()? {
+                    let value = Arc::new(value);
+                    let known = values.get(&value).map(Arc::clone);
+                    let value = known.unwrap_or_else(|| {
+                        values.insert(Arc::clone(&value));
+                        value
+                    });
+                    entries.push((id, value));
+                }
+                // That none stands there twice is the reader's to see.
+                entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+                Ok(ById(entries.into()))
+            }
+        }
+
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+impl<V: Serialize> Serialize for ById<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, value)| (id, &**value)))
+    }
+}
+
+impl<V: JsonSchema> JsonSchema for ById<V> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("{}ById", V::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let value = generator.subschema_for::<V>();
+        json_schema!({
+            "type": "object",
+            "propertyNames": { "minLength": 1, "maxLength": 256 },
+            "additionalProperties": value
+        })
+    }
+}

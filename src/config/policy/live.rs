@@ -1,0 +1,101 @@
+//! The policy in force.
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use infogw_layers::policy::LivePolicy;
+use tokio::task::JoinSet;
+
+use super::{PolicySources, ReadPolicy};
+use crate::{config::ConfigError, watch::Followed};
+
+/// The policy in force. It is replaced when its files change or somebody asks; a request ends under the one it began with. Clones
+/// share it.
+#[derive(Debug, Clone)]
+pub struct GatewayPolicy {
+    live: LivePolicy,
+    status: Arc<ArcSwap<PolicyStatus>>,
+    files: Followed,
+}
+
+/// What can be told of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyStatus {
+    /// Tells it from others.
+    pub hash: String,
+    /// Rules in the allowlists of `/upload` and `/metrics/v1/receive`; without any, all series pass.
+    pub rules: [usize; 2],
+    /// Accounts and clusters for which something else holds.
+    pub overrides: usize,
+}
+
+impl From<&ReadPolicy> for PolicyStatus {
+    fn from(read: &ReadPolicy) -> Self {
+        PolicyStatus { hash: read.hash.clone(), rules: read.rules(), overrides: read.overrides() }
+    }
+}
+
+impl GatewayPolicy {
+    /// Reads what `sources` say.
+    ///
+    /// # Errors
+    /// As [`PolicySources::read`].
+    pub fn read(sources: &PolicySources) -> Result<Self, ConfigError> {
+        // Before they are read: what changes meanwhile is read again.
+        let files = Followed::new(sources.files().cloned().collect::<Vec<PathBuf>>());
+        let read = sources.read()?;
+        let status = Arc::new(ArcSwap::from_pointee(PolicyStatus::from(&read)));
+        Ok(GatewayPolicy { live: LivePolicy::new(read.policy), status, files })
+    }
+
+    /// Reads `sources` whenever their files change or somebody [asks](Self::ask_to_reload), in one of `tasks`, and puts what they say in
+    /// force; on a fault the old policy stays. Tells `observe` of each reading.
+    pub fn follow(
+        &self,
+        tasks: &mut JoinSet<()>,
+        sources: &PolicySources,
+        observe: impl Fn(&Result<PolicyStatus, ConfigError>) + Send + 'static,
+    ) {
+        let (sources, policy) = (sources.clone(), self.clone());
+        self.files.follow(
+            tasks,
+            move || sources.read(),
+            move |read| {
+                let status = read.map(|read| {
+                    let status = PolicyStatus::from(&read);
+                    policy.live.replace(read.policy);
+                    policy.status.store(Arc::new(status.clone()));
+                    status
+                });
+                match &status {
+                    Ok(PolicyStatus { hash, rules: [upload, receive], overrides }) => {
+                        tracing::info!(
+                            hash,
+                            upload_rules = upload,
+                            receive_rules = receive,
+                            overrides,
+                            "reloaded the policy"
+                        );
+                    }
+                    Err(error) => tracing::error!(%error, "the policy was not reloaded; the old one stays"),
+                }
+                observe(&status);
+            },
+        );
+    }
+
+    /// Has it read again by whoever [follows](Self::follow) it.
+    pub fn ask_to_reload(&self) {
+        self.files.ask();
+    }
+
+    /// The one in force, as layers take it.
+    pub fn live(&self) -> &LivePolicy {
+        &self.live
+    }
+
+    /// What can be told of the one in force.
+    pub fn status(&self) -> Arc<PolicyStatus> {
+        self.status.load_full()
+    }
+}
