@@ -33,6 +33,7 @@
 pub mod admin;
 pub mod authorizers;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod credentials;
 pub mod dev;

@@ -1,29 +1,8 @@
-//! The command line as it is written, before it means anything.
+//! The flags as they are written, before they mean anything.
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args};
 
 use super::{AuthorizationFlags, ClientInfoFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags};
-
-/// A gateway for pushed metrics, in telemeter-server's place.
-///
-/// Authorizes clusters, limits how often they write, checks and filters what they send, and forwards it as remote write.
-#[derive(Debug, Parser)]
-#[command(name = "infogw-proxy", version, args_conflicts_with_subcommands = true, args_override_self = true)]
-pub struct CommandLine {
-    /// What else it can do.
-    #[command(subcommand)]
-    pub command: Option<Command>,
-    /// What the gateway shall be like.
-    #[command(flatten)]
-    pub flags: Flags,
-}
-
-/// What it can do besides being a gateway.
-#[derive(Debug, Clone, Copy, Subcommand)]
-pub enum Command {
-    /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
-    Dev,
-}
 
 /// Flags of the gateway. An empty value is the same as none; a flag that takes one value takes the last one given.
 #[derive(Debug, Clone, Default, Args)]

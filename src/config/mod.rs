@@ -18,13 +18,12 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
 use http::Uri;
 use infogw_layers::authorize::cache::CacheConfig;
 
 pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
-pub use flags::{Command, CommandLine, Flags};
+pub use flags::Flags;
 pub use oidc::{Oidc, OidcFlags};
 use policy::Subject;
 pub use policy::{GatewayPolicy, PolicyFlags, PolicySources, Upstream};
@@ -106,16 +105,6 @@ impl Authorizer {
             Authorizer::Registrations(url) => Some(url),
             Authorizer::AcceptAny | Authorizer::Nobody => None,
         }
-    }
-}
-
-impl CommandLine {
-    /// Reads the process's arguments.
-    ///
-    /// # Errors
-    /// Clap's: a request for help or the version, or a wrong flag in its first line.
-    pub fn read() -> Result<Self, clap::Error> {
-        CommandLine::try_parse()
     }
 }
 

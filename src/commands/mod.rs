@@ -1,0 +1,249 @@
+//! The command line: a gateway, unless a command is named.
+//!
+//! A command is one file here with its clap `Args` and a `run` that takes them. What it found goes to stdout, by [`print`]; why it found
+//! nothing is one line on stderr, a [`Failure`]. How either ends the process is an [`Exit`].
+//!
+//! No flag of the gateway's goes before a command. One that needs them flattens [`Flags`] into its own `Args`, and takes them
+//! after its name, as the gateway does.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write as _},
+};
+
+use clap::{
+    CommandFactory as _, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::{
+    config::{ConfigError, Flags},
+    gateway::StartError,
+};
+
+/// A gateway for pushed metrics, in telemeter-server's place.
+///
+/// Authorizes clusters, limits how often they write, checks and filters what they send, and forwards it as remote write.
+#[derive(Debug, Parser)]
+#[command(
+    name = "infogw-proxy",
+    version,
+    args_conflicts_with_subcommands = true,
+    args_override_self = true,
+    after_help = Exit::help(None)
+)]
+pub struct CommandLine {
+    /// What to do instead.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What the gateway shall be like.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What it can do besides being a gateway.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
+    Dev,
+}
+
+impl CommandLine {
+    /// Reads the process's arguments.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`]. A request for help or the version is answered here, and ends as [`Exit::Done`]: then there is no line to tell.
+    pub fn read() -> Result<Self, Failure> {
+        CommandLine::try_parse().map_err(|error| {
+            if error.use_stderr() {
+                return Failure { exit: Exit::Usage, line: line(&error) };
+            }
+            // Nobody may be reading.
+            let _ = error.print();
+            Failure { exit: Exit::Done, line: String::new() }
+        })
+    }
+}
+
+/// How the process ends: by a code of `sysexits.h`, or by 0 or 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Done = 0,
+    /// The command did its work, and what it found is what it is there to warn of.
+    Negative = 1,
+    /// A wrong flag (`EX_USAGE`).
+    Usage = 64,
+    /// Input that does not read as what it should be (`EX_DATAERR`).
+    Data = 65,
+    /// Input that is not there (`EX_NOINPUT`).
+    NoInput = 66,
+    /// Something that is needed is not to be had (`EX_UNAVAILABLE`).
+    Unavailable = 69,
+}
+
+impl Exit {
+    /// The code that the process ends with.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The end of a command's `--help`. `negative` says when it ends with 1, if it ever does.
+    pub fn help(negative: Option<&str>) -> String {
+        let negative = negative.map(|when| (Exit::Negative, when));
+        let of_all = [
+            (Exit::Usage, "a flag is wrong"),
+            (Exit::Data, "the input does not read as what it should be"),
+            (Exit::NoInput, "the input is not there"),
+            (Exit::Unavailable, "something that is needed is not to be had"),
+        ];
+        let codes = [(Exit::Done, "done")].into_iter().chain(negative).chain(of_all);
+        let lines: Vec<_> = codes.map(|(exit, when)| format!("  {:<4}{when}", exit.code())).collect();
+        format!("Exit codes:\n{}", lines.join("\n"))
+    }
+}
+
+/// What ends the process early: how, and one line that says why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    exit: Exit,
+    line: String,
+}
+
+impl Failure {
+    /// Ends as `exit` for this reason.
+    pub fn new(exit: Exit, why: impl std::fmt::Display) -> Self {
+        Failure { exit, line: format!("error: {why}") }
+    }
+
+    /// Says on stderr why, if anybody reads it, and how to end.
+    pub fn tell(&self) -> Exit {
+        if !self.line.is_empty() {
+            // A flag's value may hold line breaks, and is quoted as it is.
+            let _ = writeln!(io::stderr(), "{}", self.line.replace(char::is_control, " "));
+        }
+        self.exit
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Failure::new(Exit::Usage, error)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Failure::new(Exit::Unavailable, error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::new(Exit::Unavailable, error)
+    }
+}
+
+/// Writes `text` to stdout. That nobody reads it any more, as behind `| head`, is no failure.
+///
+/// # Errors
+/// [`Exit::Unavailable`], if it cannot be written.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Unavailable, format_args!("stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The whole of the file at `path`, or of stdin where that is `-`.
+///
+/// # Errors
+/// [`Exit::NoInput`] if it cannot be read, [`Exit::Data`] if it is over `at_most` bytes.
+pub fn read(path: &str, at_most: u64) -> Result<Vec<u8>, Failure> {
+    let (name, mut data) = (if path == "-" { "stdin" } else { path }, Vec::new());
+    let read = match path {
+        "-" => io::stdin().lock().take(at_most + 1).read_to_end(&mut data),
+        path => File::open(path).and_then(|file| file.take(at_most + 1).read_to_end(&mut data)),
+    };
+    match read {
+        Err(error) => Err(Failure::new(Exit::NoInput, format_args!("{name}: {error}"))),
+        Ok(read) if read as u64 > at_most => {
+            Err(Failure::new(Exit::Data, format_args!("{name}: over {at_most} bytes")))
+        }
+        Ok(_) => Ok(data),
+    }
+}
+
+/// Clap explains itself over several lines; the first one says what is wrong.
+fn line(error: &clap::Error) -> String {
+    // After a flag clap takes any argument for a subcommand.
+    if let (ErrorKind::ArgumentConflict, Some(ContextValue::String(argument))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && CommandLine::command().find_subcommand(argument).is_none()
+    {
+        return format!("error: unexpected argument '{argument}' found");
+    }
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default().trim_end();
+    // "the following required arguments were not provided:" and its like go on in the next line.
+    match (first.ends_with(':'), lines.next()) {
+        (true, Some(next)) => format!("{first} {}", next.trim()),
+        _ => first.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches as _};
+
+    use super::*;
+
+    /// A command that takes the gateway's flags beside its own.
+    #[derive(Debug, Args)]
+    struct WithFlags {
+        #[arg(long)]
+        own: Option<String>,
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    #[test]
+    fn a_command_takes_the_gateways_flags_after_its_name() {
+        let parse = |args: &[&str]| {
+            let with_flags = WithFlags::augment_args(clap::Command::new("with-flags"));
+            CommandLine::command().subcommand(with_flags).try_get_matches_from([&["infogw-proxy"], args].concat())
+        };
+        let line =
+            ["with-flags", "--listen=a", "--own", "x", "--forward-url=u", "--listen=b", "--label=c", "--label=d", "-v"];
+        let matches = parse(&line).unwrap();
+        let (name, matches) = matches.subcommand().unwrap();
+        let WithFlags { own, flags } = WithFlags::from_arg_matches(matches).unwrap();
+        assert_eq!((name, own.as_deref(), flags.forward_url.as_deref()), ("with-flags", Some("x"), Some("u")));
+        // Spelt and repeated as the gateway takes them.
+        assert_eq!(
+            (flags.listen.as_deref(), flags.label, flags.verbose),
+            (Some("b"), vec!["c".into(), "d".into()], true)
+        );
+        assert_eq!(parse(&["--listen=a", "with-flags"]).unwrap_err().kind(), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_told() {
+        let help = Exit::help(Some("it was bad"));
+        let codes = [Exit::Done, Exit::Negative, Exit::Usage, Exit::Data, Exit::NoInput, Exit::Unavailable];
+        let told: Vec<_> =
+            help.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect();
+        assert_eq!(told, codes.map(|exit| exit.code().to_string()));
+        assert!(!Exit::help(None).contains("  1 "));
+    }
+}
