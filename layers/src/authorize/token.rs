@@ -25,7 +25,7 @@ use tower_service::Service;
 use super::{
     ClusterId, Identity, Secret,
     credential::unauthenticated,
-    jwt::{LEEWAY, TokenVerifier},
+    jwt::{Claims, LEEWAY, TokenVerifier},
 };
 use crate::{
     clock::{Clock, SystemClock},
@@ -59,10 +59,17 @@ impl<C> TokenAuthorizer<C> {
 
 impl<C: Clock> TokenAuthorizer<C> {
     fn identify(&self, token: &Secret) -> Result<Arc<Identity>, Rejection> {
-        let claims = self
-            .verifier
-            .verify(token.expose(), self.clock.now())
-            .map_err(|error| unauthenticated(error.to_string()))?;
+        let claims = self.verifier.verify(token.expose(), self.clock.now());
+        self.identity(claims.map_err(|error| unauthenticated(error.to_string()))?).map(Arc::new)
+    }
+}
+
+impl<C> TokenAuthorizer<C> {
+    /// Who `claims` say it is, once they are known to hold.
+    ///
+    /// # Errors
+    /// [`Reason::Unauthenticated`](crate::rejection::Reason::Unauthenticated) if they name no cluster.
+    pub fn identity(&self, claims: Claims) -> Result<Identity, Rejection> {
         let cluster = claims.labels.get(&*self.cluster_label).map_or("", String::as_str);
         let cluster = ClusterId::new(cluster).map_err(|_| {
             unauthenticated(format!(
@@ -70,12 +77,12 @@ impl<C: Clock> TokenAuthorizer<C> {
                 self.cluster_label
             ))
         })?;
-        Ok(Arc::new(Identity {
+        Ok(Identity {
             account: Some(claims.subject.into()),
             labels: claims.labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             expires_at: claims.expires_at.checked_add(LEEWAY),
             ..Identity::of(cluster)
-        }))
+        })
     }
 }
 

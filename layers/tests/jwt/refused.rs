@@ -12,7 +12,9 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use infogw_layers::authorize::jwt::{Claims, LEEWAY, MAX_TOKEN_BYTES, SigningKey, TokenError, TokenVerifier};
+use infogw_layers::authorize::jwt::{
+    Claims, LEEWAY, MAX_TOKEN_BYTES, SigningKey, TokenError, TokenVerifier, read_unverified,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -53,9 +55,33 @@ fn claims_without(name: &str) -> String {
     claims.to_string()
 }
 
-/// What the holder of the P-256 key makes of a token.
+/// What the holder of the P-256 key makes of a token. Whoever has no key makes the same of it, but for what it takes a key to tell.
 fn verify(token: &str) -> Result<Claims, TokenError> {
-    verifier(&[fixtures::P256_SEC1]).verify(token, at(NOW))
+    let verified = verifier(&[fixtures::P256_SEC1]).verify(token, at(NOW));
+    if !matches!(verified, Err(TokenError::Signature | TokenError::Algorithm)) {
+        assert_eq!(read_unverified(token, at(NOW)), verified, "{token}");
+    }
+    verified
+}
+
+#[test]
+fn without_a_key_all_but_the_signature_is_told() {
+    let [good, expired] = [claims().to_string(), claims_with("exp", NOW - 61)];
+    let others = |payload: &str| {
+        TokenVerifier::new(vec![SigningKey::generate().unwrap().verifying_key()])
+            .verify(&forge(ES256, payload), at(NOW))
+    };
+    assert_eq!((others(&good), others(&expired)), (Err(TokenError::Signature), Err(TokenError::Signature)));
+    assert_eq!(read_unverified(&forge(ES256, &good), at(NOW)), verify_claims(&good));
+    assert_eq!(read_unverified(&forge(ES256, &expired), at(NOW)), Err(TokenError::Expired));
+    for alg in ["RS256", "ES384", "ES512"] {
+        let header = json!({ "alg": alg }).to_string();
+        assert!(read_unverified(&forge(&header, &good), at(NOW)).is_ok(), "{alg}");
+    }
+    for alg in ["none", "HS256", "es256", ""] {
+        let header = json!({ "alg": alg }).to_string();
+        assert_eq!(read_unverified(&forge(&header, &good), at(NOW)), Err(TokenError::Algorithm), "{alg}");
+    }
 }
 
 fn verify_header(header: &str) -> Result<Claims, TokenError> {

@@ -190,6 +190,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every one there is.
+    pub const ALL: [Algorithm; 4] = [Self::Rs256, Self::Es256, Self::Es384, Self::Es512];
+
     /// The value of the `alg` header.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
-use super::{AUDIENCE, ISSUER, LEEWAY, MAX_DATE, MAX_TOKEN_BYTES, VerifyingKey, json};
+use super::{AUDIENCE, Algorithm, ISSUER, LEEWAY, MAX_DATE, MAX_TOKEN_BYTES, VerifyingKey, json};
 
 /// Checks tokens against a set of keys: more than one while keys are rotated. Without any it refuses every token.
 ///
@@ -59,26 +59,59 @@ impl TokenVerifier {
     /// # Errors
     /// [`TokenError`]; all of them are the client's to mend.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(TokenError::TooLong);
-        }
-        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, payload) = signed.split_once('.').ok_or(TokenError::Malformed)?;
-        let (header, payload, signature) = (decode(header)?, decode(payload)?, decode(signature)?);
-
-        let header: Header<'_> = json::object(&header).map_err(|_| TokenError::Malformed)?;
-        if header.crit {
-            return Err(TokenError::Critical);
-        }
+        let parts = Parts::split(token)?;
+        let header = parts.header()?;
         let keys = self.0.keys.load();
         let mut keys = keys.iter().filter(|key| key.algorithm().name() == header.alg).peekable();
         if keys.peek().is_none() {
             return Err(TokenError::Algorithm);
         }
-        if !keys.any(|key| key.verifies(signed.as_bytes(), &signature)) {
+        if !keys.any(|key| key.verifies(parts.signed.as_bytes(), &parts.signature)) {
             return Err(TokenError::Signature);
         }
-        let payload: Payload = json::object(&payload).map_err(|_| TokenError::Claims)?;
+        parts.claims(now)
+    }
+}
+
+/// What `token` says and whether it would hold at `now` if its signature does: [`TokenVerifier::verify`] without a key, to show
+/// somebody what a token is. Anybody can write such a token, so that nobody may be let in by it.
+///
+/// # Errors
+/// [`TokenError`], but never [`Signature`](TokenError::Signature); [`Algorithm`](TokenError::Algorithm) if no key at all is for its `alg`.
+pub fn read_unverified(token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+    let parts = Parts::split(token)?;
+    let header = parts.header()?;
+    if !Algorithm::ALL.iter().any(|algorithm| algorithm.name() == header.alg) {
+        return Err(TokenError::Algorithm);
+    }
+    parts.claims(now)
+}
+
+/// A token in its three parts, decoded.
+struct Parts<'a> {
+    signed: &'a str,
+    header: Vec<u8>,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl<'a> Parts<'a> {
+    fn split(token: &'a str) -> Result<Self, TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::TooLong);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+        Ok(Self { signed, header: decode(header)?, payload: decode(payload)?, signature: decode(signature)? })
+    }
+
+    fn header(&self) -> Result<Header<'_>, TokenError> {
+        let header: Header<'_> = json::object(&self.header).map_err(|_| TokenError::Malformed)?;
+        if header.crit { Err(TokenError::Critical) } else { Ok(header) }
+    }
+
+    fn claims(&self, now: SystemTime) -> Result<Claims, TokenError> {
+        let payload: Payload = json::object(&self.payload).map_err(|_| TokenError::Claims)?;
         payload.check(now)
     }
 }
