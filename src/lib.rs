@@ -21,7 +21,8 @@
 //! 8. The payload is **encoded**, or handed on as received if nothing was changed.
 //! 9. It is [forwarded](forward). What the upstream says of the data is passed on; what it says of us makes the sender come back.
 //!
-//! Health and metrics are the [internal listener's](admin). Files that may change meanwhile are [watched](watch).
+//! Health and metrics are the [internal listener's](admin). Files that may change meanwhile are [watched](watch). What else the binary
+//! does are its [commands].
 //!
 //! # The stacks
 //!

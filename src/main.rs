@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use infogw_proxy::{
-    commands::{Command, CommandLine, Exit, Failure},
+    commands::{Command, CommandLine, Exit, Failure, completions, token},
     config::{Config, Flags},
     dev,
     gateway::{self, Gateway},
@@ -31,6 +31,8 @@ fn run() -> Result<Exit, Failure> {
             Runtime::new()?.block_on(async { dev::run(until_told_to_stop()).await })?;
             Ok(Exit::Done)
         }
+        Some(Command::Token(command)) => token::run(command),
+        Some(Command::Completions(args)) => completions::run(&args),
     }
 }
 

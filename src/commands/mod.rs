@@ -6,6 +6,9 @@
 //! No flag of the gateway's goes before a command. One that needs them flattens [`Flags`] into its own `Args`, and takes them
 //! after its name, as the gateway does.
 
+pub mod completions;
+pub mod token;
+
 use std::{
     fs::File,
     io::{self, Read, Write as _},
@@ -30,7 +33,7 @@ use crate::{
     version,
     args_conflicts_with_subcommands = true,
     args_override_self = true,
-    after_help = Exit::help(None)
+    after_help = Exit::help(&[])
 )]
 pub struct CommandLine {
     /// What to do instead.
@@ -45,7 +48,14 @@ pub struct CommandLine {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
+    #[command(after_help = Exit::help(&[]))]
     Dev,
+    /// Makes and reads the tokens of /upload and /metrics/v1/receive.
+    #[command(subcommand, arg_required_else_help = false, after_help = Exit::help(&[]))]
+    Token(token::TokenCommand),
+    /// Prints a script that completes this command line in a shell.
+    #[command(after_help = Exit::help(&[]))]
+    Completions(completions::CompletionsArgs),
 }
 
 impl CommandLine {
@@ -89,17 +99,16 @@ impl Exit {
         self as u8
     }
 
-    /// The end of a command's `--help`. `negative` says when it ends with 1, if it ever does.
-    pub fn help(negative: Option<&str>) -> String {
-        let negative = negative.map(|when| (Exit::Negative, when));
-        let of_all = [
+    /// The end of a command's `--help`: the codes that every command has, and its `own`.
+    pub fn help(own: &[(Exit, &str)]) -> String {
+        let common = [
+            (Exit::Done, "done"),
             (Exit::Usage, "a flag is wrong"),
-            (Exit::Data, "the input does not read as what it should be"),
-            (Exit::NoInput, "the input is not there"),
             (Exit::Unavailable, "something that is needed is not to be had"),
         ];
-        let codes = [(Exit::Done, "done")].into_iter().chain(negative).chain(of_all);
-        let lines: Vec<_> = codes.map(|(exit, when)| format!("  {:<4}{when}", exit.code())).collect();
+        let mut codes: Vec<_> = common.iter().chain(own).map(|(exit, when)| (exit.code(), when)).collect();
+        codes.sort_unstable();
+        let lines: Vec<_> = codes.iter().map(|(code, when)| format!("  {code:<4}{when}")).collect();
         format!("Exit codes:\n{}", lines.join("\n"))
     }
 }
@@ -178,7 +187,7 @@ pub fn read(path: &str, at_most: u64) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// Clap explains itself over several lines; the first one says what is wrong.
+/// Clap explains itself over several lines; the first ones say what is wrong.
 fn line(error: &clap::Error) -> String {
     // After a flag clap takes any argument for a subcommand.
     if let (ErrorKind::ArgumentConflict, Some(ContextValue::String(argument))) =
@@ -188,13 +197,11 @@ fn line(error: &clap::Error) -> String {
         return format!("error: unexpected argument '{argument}' found");
     }
     let text = error.to_string();
-    let mut lines = text.lines();
-    let first = lines.next().unwrap_or_default().trim_end();
-    // "the following required arguments were not provided:" and its like go on in the next line.
-    match (first.ends_with(':'), lines.next()) {
-        (true, Some(next)) => format!("{first} {}", next.trim()),
-        _ => first.to_owned(),
-    }
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.next().unwrap_or_default();
+    // What directly follows is what is missing, or what there is to choose from; a blank line parts it from advice.
+    let rest: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+    format!("{first} {}", rest.join(", ")).trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -226,7 +233,7 @@ mod tests {
         assert_eq!((name, own.as_deref(), flags.forward_url.as_deref()), ("with-flags", Some("x"), Some("u")));
         // Spelt and repeated as the gateway takes them.
         assert_eq!(
-            (flags.listen.as_deref(), flags.label, flags.verbose),
+            (flags.listen.as_deref(), flags.policy.label, flags.verbose),
             (Some("b"), vec!["c".into(), "d".into()], true)
         );
         assert_eq!(parse(&["--listen=a", "with-flags"]).unwrap_err().kind(), ErrorKind::ArgumentConflict);
@@ -238,12 +245,35 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_told() {
-        let help = Exit::help(Some("it was bad"));
-        let codes = [Exit::Done, Exit::Negative, Exit::Usage, Exit::Data, Exit::NoInput, Exit::Unavailable];
-        let told: Vec<_> =
-            help.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect();
-        assert_eq!(told, codes.map(|exit| exit.code().to_string()));
-        assert!(!Exit::help(None).contains("  1 "));
+    fn exit_codes_are_told_in_their_order() {
+        let told = |help: String| -> Vec<u8> {
+            help.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect()
+        };
+        assert_eq!(told(Exit::help(&[])), [0, 64, 69]);
+        let own = [(Exit::NoInput, "x"), (Exit::Negative, "y"), (Exit::Data, "z")];
+        assert_eq!(told(Exit::help(&own)), [0, 1, 64, 65, 66, 69]);
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_line() {
+        let line = |args: &[&str]| line(&CommandLine::try_parse_from([&["infogw-proxy"], args].concat()).unwrap_err());
+        for (args, expected) in [
+            (
+                &["token"][..],
+                "error: 'infogw-proxy token' requires a subcommand but one was not provided [subcommands: upload, receive, read, help]",
+            ),
+            (&["token", "write"], "error: unrecognized subcommand 'write'"),
+            (
+                &["token", "upload", "--account=a"],
+                "error: the following required arguments were not provided: --shared-key <FILE>, --cluster <ID>",
+            ),
+            (
+                &["completions", "csh"],
+                "error: invalid value 'csh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]",
+            ),
+            (&["--listen=a", "token"], "error: the subcommand 'token' cannot be used with '--listen <ADDRESS>'"),
+        ] {
+            assert_eq!(line(args), expected);
+        }
     }
 }

@@ -32,9 +32,7 @@ impl ClientInfoFlags {
         let file = given(self.client_info_data_file).map(ClientInfoFile::new).transpose()?;
         let label = match given(self.client_info_subject_label) {
             None => partition_label.to_owned(),
-            Some(label) => {
-                label_name(&label).map_err(|error| ConfigError(format!("--client-info-subject-label: {error}")))?
-            }
+            Some(label) => label_name("--client-info-subject-label", label)?,
         };
         if label != partition_label && *authorizer != Authorizer::Nobody {
             return wrong!(

@@ -114,8 +114,8 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong with them.
     pub fn new(flags: Flags) -> Result<Self, ConfigError> {
-        let partition_label = label_name(&given(flags.partition_label).unwrap_or_else(|| "_id".to_owned()))
-            .map_err(|error| ConfigError(format!("--partition-label: {error}")))?;
+        let partition_label =
+            label_name("--partition-label", given(flags.partition_label).unwrap_or_else(|| "_id".to_owned()))?;
         let authorizer = match (given(flags.authorize), flags.insecure_accept_any_token) {
             (Some(url), false) => Authorizer::Registrations(url_of("--authorize", &url)?),
             (None, true) => Authorizer::AcceptAny,
@@ -200,7 +200,7 @@ impl Config {
 }
 
 /// Empty means unset.
-fn given(value: Option<String>) -> Option<String> {
+pub(crate) fn given(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
 
@@ -209,7 +209,7 @@ fn is_given(value: &Option<String>) -> bool {
     value.as_ref().is_some_and(|value| !value.is_empty())
 }
 
-fn number(flag: &str, value: Option<String>, default: usize) -> Result<usize, ConfigError> {
+pub(crate) fn number(flag: &str, value: Option<String>, default: usize) -> Result<usize, ConfigError> {
     given(value).map_or(Ok(default), |value| {
         value.parse().map_err(|_| ConfigError(format!("{flag}: `{value}` is not a whole number from 0 up")))
     })
@@ -262,14 +262,26 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// Label names as Prometheus' legacy scheme has them: what every receiver takes.
-fn label_name(name: &str) -> Result<String, String> {
+fn is_label_name(name: &str) -> bool {
     let mut chars = name.chars();
     let begins = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    if begins && chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        Ok(name.to_owned())
-    } else {
-        Err(format!("`{name}` is not a label name"))
+    begins && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+pub(crate) fn label_name(flag: &str, name: String) -> Result<String, ConfigError> {
+    if is_label_name(&name) { Ok(name) } else { wrong!("{flag}: `{name}` is not a label name") }
+}
+
+/// `name=value`, comma-separated.
+pub(crate) fn pairs(flag: &str, values: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+    let mut pairs = Vec::new();
+    for pair in values.iter().flat_map(|value| value.split(',')).filter(|pair| !pair.is_empty()) {
+        let Some((name, value)) = pair.split_once('=') else {
+            return wrong!("{flag}: `{pair}` is not name=value");
+        };
+        pairs.push((label_name(flag, name.to_owned())?, value.to_owned()));
     }
+    Ok(pairs)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{
-    super::{ConfigError, given, label_name, number, wrong},
+    super::{ConfigError, given, label_name, number, pairs, wrong},
     document::{ClusterLabelCheckMode, Document, Receive, ReceiveLimits, Tenant, Tenants, Upload, UploadLimits},
     values::{At, LabelName, Labels, Rule, SeriesLimit, SizeLimit, TenantName},
 };
@@ -105,19 +105,19 @@ impl PolicyFlags {
             _ => return wrong!("--limit-series: at most {} series", infogw_layers::payload::MOST_SERIES),
         }));
         let size = |flag, value, default| size(flag, value, default).map(Some);
-        let labels = size("--limit-labels", self.limit_labels, 128)?;
+        let most_labels = size("--limit-labels", self.limit_labels, 128)?;
         let (interval, request_rate, sample_rate) = self.rates.read()?;
         let upload = Upload {
             allowlist: None,
             elide: names("--elide-label", &self.elide_label)?,
-            set: pairs("--label", &self.label)?,
-            require: pairs("--required-label", &self.required_label)?,
+            set: labels("--label", &self.label)?,
+            require: labels("--required-label", &self.required_label)?,
             limits: Some(UploadLimits {
                 interval: Some(interval),
                 decoded_bytes: size("--limit-bytes", self.limit_bytes, 512_000)?,
                 series,
                 samples: None,
-                labels,
+                labels: most_labels,
                 label_name_bytes: size("--limit-label-name-bytes", self.limit_label_name_bytes, 255)?,
                 label_value_bytes: size("--limit-label-value-bytes", self.limit_label_value_bytes, 255)?,
             }),
@@ -125,7 +125,7 @@ impl PolicyFlags {
         let receive = Receive {
             allowlist: None,
             elide: names("--receive-elide-label", &self.receive_elide_label)?,
-            set: pairs("--receive-label", &self.receive_label)?,
+            set: labels("--receive-label", &self.receive_label)?,
             require: None,
             cluster_label_check: Some(At::flag(
                 "--cluster-label-check",
@@ -143,7 +143,7 @@ impl PolicyFlags {
                 decoded_bytes: size("--limit-receive-decoded-bytes", self.limit_receive_decoded_bytes, 16 << 20)?,
                 series,
                 samples: None,
-                labels,
+                labels: most_labels,
                 label_name_bytes: size("--limit-receive-label-name-bytes", self.limit_receive_label_name_bytes, 0)?,
                 label_value_bytes: size("--limit-receive-label-value-bytes", self.limit_receive_label_value_bytes, 0)?,
             }),
@@ -183,23 +183,12 @@ fn tenant(flag: &str, name: String) -> Result<Tenant, ConfigError> {
 
 fn names(flag: &'static str, values: &[String]) -> Result<Option<Vec<At<LabelName>>>, ConfigError> {
     let values = values.iter().filter(|value| !value.is_empty());
-    let names = values.map(|value| name(flag, value).map(|name| At::flag(flag, name)));
-    let names = names.collect::<Result<Vec<_>, _>>()?;
+    let names = values.map(|value| Ok(At::flag(flag, LabelName(label_name(flag, value.clone())?.into()))));
+    let names = names.collect::<Result<Vec<_>, ConfigError>>()?;
     Ok(Some(names).filter(|names| !names.is_empty()))
 }
 
-fn name(flag: &str, value: &str) -> Result<LabelName, ConfigError> {
-    label_name(value).map(|name| LabelName(name.into())).map_err(|error| ConfigError(format!("{flag}: {error}")))
-}
-
-/// `name=value`, comma-separated.
-fn pairs(flag: &'static str, values: &[String]) -> Result<Option<At<Labels>>, ConfigError> {
-    let mut pairs = Labels::new();
-    for pair in values.iter().flat_map(|value| value.split(',')).filter(|pair| !pair.is_empty()) {
-        let Some((label, value)) = pair.split_once('=') else {
-            return wrong!("{flag}: `{pair}` is not name=value");
-        };
-        pairs.insert(name(flag, label)?, value.to_owned());
-    }
-    Ok(Some(At::flag(flag, pairs)).filter(|pairs| !pairs.value.is_empty()))
+fn labels(flag: &'static str, values: &[String]) -> Result<Option<At<Labels>>, ConfigError> {
+    let pairs = pairs(flag, values)?.into_iter().map(|(name, value)| (LabelName(name.into()), value));
+    Ok(Some(At::flag(flag, Labels::from_iter(pairs))).filter(|labels| !labels.value.is_empty()))
 }

@@ -70,7 +70,10 @@ fn faults_are_told_where_they_stand() {
             "policy.yaml:3:18: NaN a second is not from 0 to",
         ),
         ("receive:\n  limits:\n    sample_rate: {burst: 1}\n", "policy.yaml:3:19: missing field `per_second`"),
-        ("receive:\n  limits:\n    sample_rate: {per_second: 1, burst: 0}\n", "policy.yaml:3:34: invalid value: integer `0`"),
+        (
+            "receive:\n  limits:\n    sample_rate: {per_second: 1, burst: 0}\n",
+            "policy.yaml:3:34: invalid value: integer `0`",
+        ),
         ("tenants:\n  upload: {header: a}\n", "policy.yaml:2:12: missing field `url`"),
         ("tenants:\n  clusters:\n    c1: \"a\\nb\"\n", "policy.yaml:3:9: `a\\nb` cannot name a tenant"),
         ("overrides:\n  clusters:\n    \"\": {}\n", "policy.yaml:3:5: an id is 1 to 256 bytes"),

@@ -22,7 +22,7 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::super::{duration, label_name, rates};
+use super::super::{duration, is_label_name, rates};
 
 /// Where something was said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -169,7 +169,10 @@ text!(
     LabelName,
     "LabelName",
     { "type": "string", "pattern": "^[a-zA-Z_][a-zA-Z0-9_]*$" },
-    |text| label_name(text).map(|name| LabelName(name.into())),
+    |text| match is_label_name(text) {
+        true => Ok(LabelName(text.into())),
+        false => Err(format!("`{text}` is not a label name")),
+    },
     |name| name.0.to_string()
 );
 
