@@ -21,6 +21,8 @@ pub fn run(args: &CompletionsArgs) -> Result<Exit, Failure> {
     let mut script = Vec::new();
     // To memory: written straight to a pipe that closes, it would panic.
     clap_complete::generate(args.shell, &mut CommandLine::command(), "infogw-proxy", &mut script);
-    print(&String::from_utf8_lossy(&script))?;
+    let script = String::from_utf8_lossy(&script);
+    // For bash it spells a name with a hyphen in two ways, so that nothing after a command completes (clap-rs/clap#6421).
+    print(&script.replace("infogw__subcmd__proxy", "infogw__proxy"))?;
     Ok(Exit::Done)
 }

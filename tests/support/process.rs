@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
@@ -135,6 +135,22 @@ impl Drop for Process {
             eprintln!("--- {} logged:\n{}", self.name, shown.join("\n"));
         }
     }
+}
+
+/// Runs `command` on this input until it ends by itself.
+pub async fn run(mut command: Command, input: &[u8]) -> Exit {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let fed = async move {
+        // Whoever has read enough reads no more.
+        let _ = stdin.write_all(input).await;
+    };
+    let (_, output) =
+        within(&format!("the end of {command:?}"), async { tokio::join!(fed, child.wait_with_output()) }).await;
+    let output = output.expect("a child can be waited for");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned();
+    Exit { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
 /// The value of `key` in a logfmt line, unquoted.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::super::{Exit, Failure, print, read};
 use crate::{
     config::{given, label_name, number, pairs},
-    keys::Keyring,
+    keys::{Keyring, KeyringError},
 };
 
 /// The longest token of a cluster that is read, in bytes.
@@ -25,7 +25,7 @@ const LONGEST_SECRET: u64 = 32 * 1024;
 pub struct UploadArgs {
     /// Private key that signs the token, as the gateway has it; the first one if it is repeated.
     #[arg(long, value_name = "FILE", required = true)]
-    shared_key: Vec<PathBuf>,
+    shared_key: Vec<String>,
     /// Cluster that may write with the token.
     #[arg(long, value_name = "ID")]
     cluster: String,
@@ -93,14 +93,14 @@ pub(super) fn upload(args: UploadArgs) -> Result<Exit, Failure> {
 }
 
 /// The keys in `files`, of which the first one signs. Other than the gateway's flag, no file is no generated key.
-pub(super) fn keys(files: Vec<PathBuf>) -> Result<Keyring, Failure> {
-    let files: Vec<_> = files.into_iter().filter(|file| !file.as_os_str().is_empty()).collect();
+pub(super) fn keys(files: Vec<String>) -> Result<Keyring, Failure> {
+    let files: Vec<_> = files.into_iter().filter(|file| !file.is_empty()).map(PathBuf::from).collect();
     if files.is_empty() {
         return Err(Failure::new(Exit::Usage, "--shared-key is required: the file with the gateway's key"));
     }
     Keyring::new(files).map_err(|error| {
         let exit = match error {
-            crate::keys::KeyringError::File { .. } => Exit::NoInput,
+            KeyringError::File { .. } => Exit::NoInput,
             _ => Exit::Data,
         };
         Failure::new(exit, format_args!("--shared-key: {error}"))

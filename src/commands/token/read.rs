@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Write as _,
-    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,7 +39,7 @@ pub struct ReadArgs {
     file: String,
     /// Private key of the gateway, to verify the signature of an upload's token; repeatable.
     #[arg(long, value_name = "FILE")]
-    shared_key: Vec<PathBuf>,
+    shared_key: Vec<String>,
     /// Label that carries the cluster id, as the gateway has it [default: _id].
     #[arg(long, value_name = "NAME")]
     partition_label: Option<String>,
@@ -142,7 +141,7 @@ struct Jwt {
     signature: Signature,
     /// The file with the key that made the signature.
     #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<PathBuf>,
+    key: Option<String>,
     issuer: Value,
     audience: Value,
     subject: Value,
@@ -211,7 +210,7 @@ impl Jwt {
 
     fn lines(&self, now: SystemTime) -> Vec<(&'static str, String)> {
         let signature = match (self.signature, &self.key) {
-            (Signature::Verified, Some(key)) => format!("verified by {}", key.display()),
+            (Signature::Verified, Some(key)) => format!("verified by {key}"),
             (Signature::Verified, None) => "verified".to_owned(),
             (Signature::Wrong, _) => "wrong: none of the keys that were given made it".to_owned(),
             (Signature::NotVerified, _) => "not verified".to_owned(),
@@ -256,16 +255,15 @@ fn signed<T>(verified: &Result<T, TokenError>) -> bool {
 
 /// The gateway's keys, each with its file.
 struct Keys {
-    files: Vec<(PathBuf, TokenVerifier)>,
+    files: Vec<(String, TokenVerifier)>,
     all: Option<TokenVerifier>,
 }
 
 impl Keys {
-    fn read(files: Vec<PathBuf>) -> Result<Self, Failure> {
-        let files = files.into_iter().filter(|file| *file != Path::new(""));
-        let files: Vec<_> = files
-            .map(|file| Ok((file.clone(), keys(vec![file])?.verifier().clone())))
-            .collect::<Result<_, Failure>>()?;
+    fn read(files: Vec<String>) -> Result<Self, Failure> {
+        let verifier = |file: String| Ok((file.clone(), keys(vec![file])?.verifier().clone()));
+        let files = files.into_iter().filter(|file| !file.is_empty()).map(verifier);
+        let files = files.collect::<Result<Vec<_>, Failure>>()?;
         let all = files.iter().flat_map(|(_, verifier)| verifier.keys().to_vec()).collect();
         let all = if files.is_empty() { None } else { Some(TokenVerifier::new(all)) };
         Ok(Keys { files, all })
