@@ -80,6 +80,15 @@ impl Matcher {
         Self { name: name.into(), op: MatchOp::Equal, value: value.into(), pattern: None }
     }
 
+    pub(super) fn not_equal(name: &str, value: &str) -> Self {
+        Self { op: MatchOp::NotEqual, ..Self::equal(name, value) }
+    }
+
+    /// The regular expression, if it is one.
+    pub(super) fn pattern(&self) -> Option<&Pattern> {
+        self.pattern.as_ref()
+    }
+
     /// How the values it accepts can be found without asking it.
     pub(super) fn accepts(&self) -> Accepts<'_> {
         // An index is asked for the value a label has; that a label may be absent is not in it.

@@ -31,6 +31,8 @@
 //! # Ok::<(), infogw_layers::enforce::selector::SelectorError>(())
 //! ```
 
+pub mod analysis;
+mod crowds;
 mod error;
 mod go_regex;
 mod label_index;

@@ -98,7 +98,7 @@ fn config(size_limit: usize) -> Config {
 }
 
 /// Anchored at both ends.
-fn whole(tree: Hir) -> Hir {
+pub(super) fn whole(tree: Hir) -> Hir {
     Hir::concat(vec![Hir::look(Look::Start), tree, Hir::look(Look::End)])
 }
 

@@ -1,0 +1,291 @@
+//! Which values a label may have: a value that meets all conditions, or that there is none.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::super::matcher::{MatchOp, Matcher};
+use super::super::pattern::{Pattern, Shape};
+use super::machine::{Lazy, Machine, Trie};
+use super::product::{Term, shortest};
+use super::work::{GaveUp, Work};
+
+/// The most work that one question may take: some ten milliseconds.
+const PER_QUESTION: u64 = 1_000_000;
+
+/// What the automata that are kept for later questions may take together, in bytes.
+const KEPT_LIMIT: usize = 64 << 20;
+
+/// Any text at all, as the regular expression that says so.
+const ANY: &str = ".*";
+
+/// What no selector asks for by name, as a guess.
+const UNUSUAL: &str = "\u{e000}";
+
+/// What is asked of a value.
+#[derive(Clone, Copy)]
+pub(super) struct Condition<'m> {
+    test: Test<'m>,
+    /// Whether the test shall pass.
+    holds: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Test<'m> {
+    Equals(&'m str),
+    /// A regular expression, and how it is written.
+    Matches(&'m Pattern, &'m str),
+}
+
+impl<'m> Test<'m> {
+    /// What tells tests apart.
+    fn key(&self) -> (bool, &'m str) {
+        match self {
+            Self::Equals(text) => (false, text),
+            Self::Matches(_, source) => (true, source),
+        }
+    }
+}
+
+impl<'m> Condition<'m> {
+    /// `matcher` holds.
+    pub(super) fn meets(matcher: &'m Matcher) -> Self {
+        let test = match matcher.pattern() {
+            Some(pattern) => Test::Matches(pattern, matcher.value()),
+            None => Test::Equals(matcher.value()),
+        };
+        Self { test, holds: matches!(matcher.op(), MatchOp::Equal | MatchOp::Regex) }
+    }
+
+    /// `matcher` does not hold.
+    pub(super) fn fails(matcher: &'m Matcher) -> Self {
+        Self::meets(matcher).negated()
+    }
+
+    /// The value is another one.
+    pub(super) fn is_not(value: &'m str) -> Self {
+        Self { test: Test::Equals(value), holds: false }
+    }
+
+    fn negated(self) -> Self {
+        Self { holds: !self.holds, ..self }
+    }
+
+    fn is_met_by(&self, value: &str) -> bool {
+        let passes = match self.test {
+            Test::Equals(text) => text == value,
+            Test::Matches(pattern, _) => pattern.is_match(value),
+        };
+        passes == self.holds
+    }
+
+    /// Values and prefixes, if the test is a list of them.
+    fn list(&self) -> Option<List<'m>> {
+        match self.test {
+            Test::Equals(text) => Some(List { values: vec![text], prefixes: Vec::new() }),
+            Test::Matches(pattern, _) => match pattern.shape() {
+                Shape::Listed { values, prefixes } => Some(List {
+                    values: values.iter().map(|value| &**value).collect(),
+                    prefixes: prefixes.iter().map(|prefix| (&*prefix.text, prefix.longer)).collect(),
+                }),
+                Shape::Regex(_) => None,
+            },
+        }
+    }
+}
+
+struct List<'m> {
+    values: Vec<&'m str>,
+    /// And whether something must follow.
+    prefixes: Vec<(&'m str, bool)>,
+}
+
+impl List<'_> {
+    /// Some that it has: all, if there are no prefixes.
+    fn guesses(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let values = self.values.iter().map(|&value| value.into());
+        let bare = self.prefixes.iter().filter(|(_, longer)| !longer).map(|&(text, _)| text.into());
+        let longer = self.prefixes.iter().map(|(text, _)| Cow::Owned(format!("{text}{UNUSUAL}")));
+        values.chain(bare).chain(longer)
+    }
+
+    fn is_everything(&self) -> bool {
+        self.prefixes.contains(&("", false))
+    }
+}
+
+/// Answers questions about values, within bounds, and keeps the automata for the next one.
+pub(super) struct Solver {
+    work: Work,
+    regexes: HashMap<Box<str>, Box<Lazy>, foldhash::fast::RandomState>,
+    kept: usize,
+}
+
+impl Solver {
+    /// For as many questions as `work` allows in all.
+    pub(super) fn new(work: Work) -> Self {
+        Self { work, regexes: HashMap::default(), kept: 0 }
+    }
+
+    /// What is left for further questions.
+    pub(super) fn work(&mut self) -> &mut Work {
+        &mut self.work
+    }
+
+    /// A value that meets all conditions; `None`: there is none.
+    pub(super) fn find(&mut self, conditions: &[Condition<'_>]) -> Result<Option<String>, GaveUp> {
+        let mut work = self.work.take(PER_QUESTION);
+        let found = self.search(conditions, &mut work);
+        self.work.put_back(&work);
+        if let Ok(Some(value)) = &found {
+            debug_assert!(conditions.iter().all(|condition| condition.is_met_by(value)), "{value:?}");
+        }
+        found
+    }
+
+    /// The one value that meets all conditions, if it is just one.
+    pub(super) fn only(&mut self, conditions: &[Condition<'_>]) -> Result<Option<String>, GaveUp> {
+        let Some(value) = self.find(conditions)? else { return Ok(None) };
+        let another = self.find(&[conditions, &[Condition::is_not(&value)]].concat())?;
+        Ok(another.is_none().then_some(value))
+    }
+
+    fn search(&mut self, conditions: &[Condition<'_>], work: &mut Work) -> Result<Option<String>, GaveUp> {
+        work.spend(1 + conditions.len())?;
+        let (mut wanted, mut unwanted) = (HashMap::new(), HashMap::new());
+        for condition in conditions {
+            let side = if condition.holds { &mut wanted } else { &mut unwanted };
+            side.insert(condition.test.key(), *condition);
+        }
+        if wanted.keys().any(|key| unwanted.contains_key(key)) {
+            return Ok(None);
+        }
+        let wanted = in_order(wanted);
+        let unwanted = in_order(unwanted);
+        let lists: Vec<List<'_>> = wanted.iter().filter_map(Condition::list).collect();
+        let finite = lists.iter().filter(|list| list.prefixes.is_empty()).min_by_key(|list| list.values.len());
+        if let Some(list) = finite {
+            return least(list.values.iter().map(|&value| value.into()), conditions, work);
+        }
+        let guess = if wanted.is_empty() {
+            least(["".into(), UNUSUAL.into()], conditions, work)?
+        } else {
+            least(lists.iter().flat_map(List::guesses), conditions, work)?
+        };
+        if guess.is_some() {
+            return Ok(guess);
+        }
+        let mut terms = Vec::new();
+        let outcome = self
+            .terms(&wanted, &unwanted, &mut terms, work)
+            .and_then(|possible| if possible { shortest(&mut terms, work) } else { Ok(None) });
+        self.keep(terms, &wanted, &unwanted);
+        match outcome? {
+            Some(value) => String::from_utf8(value).map(Some).map_err(|_| GaveUp),
+            None => Ok(None),
+        }
+    }
+
+    /// Automata for the conditions; false if no value can meet them. Those of regular expressions
+    /// come first and in order: `keep` relies on that.
+    fn terms(
+        &mut self,
+        wanted: &[Condition<'_>],
+        unwanted: &[Condition<'_>],
+        terms: &mut Vec<Term>,
+        work: &mut Work,
+    ) -> Result<bool, GaveUp> {
+        for (source, accept) in sources(wanted, unwanted) {
+            let lazy = match self.regexes.remove(source) {
+                Some(lazy) => {
+                    self.kept = self.kept.saturating_sub(lazy.memory());
+                    lazy
+                }
+                None => Box::new(Lazy::new(source, work)?),
+            };
+            terms.push(Term { machine: Machine::Regex(lazy), accept });
+        }
+        for list in wanted.iter().filter_map(Condition::list).filter(|list| !list.is_everything()) {
+            let mut trie = Trie::new();
+            add(&mut trie, &list, work)?;
+            terms.push(Term { machine: Machine::List(trie), accept: true });
+        }
+        let lists: Vec<List<'_>> = unwanted.iter().filter_map(Condition::list).collect();
+        if lists.iter().any(List::is_everything) {
+            return Ok(false);
+        }
+        if !lists.is_empty() {
+            let mut trie = Trie::new();
+            for list in &lists {
+                add(&mut trie, list, work)?;
+            }
+            terms.push(Term { machine: Machine::List(trie), accept: false });
+        }
+        Ok(true)
+    }
+
+    /// Keeps the automata of regular expressions for other questions.
+    fn keep(&mut self, terms: Vec<Term>, wanted: &[Condition<'_>], unwanted: &[Condition<'_>]) {
+        for (term, (source, _)) in terms.into_iter().zip(sources(wanted, unwanted)) {
+            if let Machine::Regex(lazy) = term.machine {
+                let memory = lazy.memory();
+                if self.kept.saturating_add(memory) > KEPT_LIMIT {
+                    self.regexes.clear();
+                    self.kept = 0;
+                }
+                self.kept += memory;
+                self.regexes.insert(source.into(), lazy);
+            }
+        }
+    }
+}
+
+/// Sorted, so that answers do not depend on how they were hashed.
+fn in_order<'m>(conditions: HashMap<(bool, &'m str), Condition<'m>>) -> Vec<Condition<'m>> {
+    let mut conditions: Vec<_> = conditions.into_iter().collect();
+    conditions.sort_unstable_by_key(|(key, _)| *key);
+    conditions.into_iter().map(|(_, condition)| condition).collect()
+}
+
+/// The least of `values` that meets all conditions.
+fn least<'v>(
+    values: impl IntoIterator<Item = Cow<'v, str>>,
+    conditions: &[Condition<'_>],
+    work: &mut Work,
+) -> Result<Option<String>, GaveUp> {
+    let mut least: Option<Cow<'v, str>> = None;
+    for value in values {
+        work.spend(conditions.len() * (1 + value.len() / 16))?;
+        if least.as_ref().is_none_or(|least| value < *least) && conditions.iter().all(|c| c.is_met_by(&value)) {
+            least = Some(value);
+        }
+    }
+    Ok(least.map(Cow::into_owned))
+}
+
+/// The regular expressions that take an automaton, and whether each shall match. One always shall,
+/// which keeps values to UTF-8.
+fn sources<'m>(
+    wanted: &[Condition<'m>],
+    unwanted: &[Condition<'m>],
+) -> impl Iterator<Item = (&'m str, bool)> + use<'m> {
+    let source = |condition: &Condition<'m>| match condition.test {
+        Test::Matches(pattern, source) if matches!(pattern.shape(), Shape::Regex(_)) => Some(source),
+        _ => None,
+    };
+    let mut wanted: Vec<&str> = wanted.iter().filter_map(source).collect();
+    if wanted.is_empty() {
+        wanted.push(ANY);
+    }
+    let unwanted: Vec<&str> = unwanted.iter().filter_map(source).collect();
+    wanted.into_iter().map(|source| (source, true)).chain(unwanted.into_iter().map(|source| (source, false)))
+}
+
+fn add(trie: &mut Trie, list: &List<'_>, work: &mut Work) -> Result<(), GaveUp> {
+    for value in &list.values {
+        trie.value(value, work)?;
+    }
+    for (text, longer) in &list.prefixes {
+        trie.prefix(text, *longer, work)?;
+    }
+    Ok(())
+}
