@@ -23,6 +23,7 @@ use infogw_layers::{
 };
 use tower::{Service, ServiceExt};
 
+const NAME: &str = "Forward";
 /// How long the upstream has for its answer: telemeter-server's time.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How much of an answer is read, in bytes. The reason stands in its first line.
@@ -108,8 +109,8 @@ where
             let answer = answer.await.unwrap_or(Err(Unanswered::Late));
             let status = answer.as_ref().ok().map(|(status, ..)| *status);
             observer.observe(&Forwarded { status, elapsed: started.elapsed(), samples });
-            let (status, headers, body) = answer?;
-            judge(status, &headers, &body)?;
+            let (status, headers, body) = answer.map_err(|error| Rejection::from(error).relayed_by(NAME))?;
+            judge(status, &headers, &body).map_err(|rejection| rejection.by(NAME))?;
             let mut response = Response::new(Full::default());
             *response.status_mut() = if success == Success::Ok { StatusCode::OK } else { status };
             Ok(response)
@@ -146,7 +147,7 @@ impl<C, O> Describe<Request<Full<Bytes>>> for Forward<C, O> {
             // The client's own.
             Reason::CredentialsUnavailable,
         ];
-        rows.push(Row::new::<Request<Full<Bytes>>>("Forward", reasons));
+        rows.push(Row::new::<Request<Full<Bytes>>>(NAME, reasons));
     }
 }
 

@@ -89,6 +89,8 @@ impl CredentialSource<Registration> for RegistrationCredential {
     }
 }
 
+const NAME: &str = "IssueToken";
+
 /// Issues a token to a cluster that was authorized.
 #[derive(Debug, Clone)]
 pub struct IssueToken {
@@ -156,14 +158,14 @@ impl Service<Request<Registration>> for IssueToken {
     fn call(&mut self, request: Request<Registration>) -> Self::Future {
         let extensions = request.extensions();
         ready(match (extensions.get::<Authorized<Identity>>(), extensions.get::<Arc<Terms>>()) {
-            (Some(identity), Some(terms)) => self.inner.issue(identity, terms),
-            _ => Err(Rejection::internal("nobody was authorized for this request")),
+            (Some(identity), Some(terms)) => self.inner.issue(identity, terms).map_err(|rejection| rejection.by(NAME)),
+            _ => Err(Rejection::internal("nobody was authorized for this request").by(NAME)),
         })
     }
 }
 
 impl Describe<Request<Registration>> for IssueToken {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<Registration>>("IssueToken", &[Reason::Malformed, Reason::Internal]));
+        rows.push(Row::new::<Request<Registration>>(NAME, &[Reason::Malformed, Reason::Internal]));
     }
 }

@@ -18,7 +18,7 @@ use infogw_layers::{
     enforce::EnforceLabelsLayer,
     observe::ObserveLayer,
     policy::{Endpoint, PolicyLayer, RequestQuota, SampleQuota},
-    rejection::{BoxError, Reason, Rejection},
+    rejection::{BoxError, Reason, Rejection, shed_above},
     respond::RespondLayer,
     translate::TranslateLayer,
 };
@@ -49,7 +49,7 @@ pub fn upload<B: RequestBody>(
 ) -> impl Stack<B> {
     let handler = metrics.handler("upload");
     let forward = forward(config, metrics, clients, handler, Success::Ok);
-    ServiceBuilder::new()
+    let stack = ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
@@ -67,6 +67,7 @@ pub fn upload<B: RequestBody>(
         // Turns the body into a payload: before whatever looks at series.
         .layer(DecodeLayer::new(MetricFamiliesDecoder::per_request()))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Needs a payload and an identity. Before Translate: what is dropped here is not translated.
@@ -75,7 +76,8 @@ pub fn upload<B: RequestBody>(
         .layer(TranslateLayer::new().stamp().observed_by(handler))
         // Last: nothing behind it changes the payload.
         .layer(EncodeLayer::new().when_empty(StatusCode::OK))
-        .service(forward)
+        .service(forward);
+    described::<B, _>(handler, stack)
 }
 
 /// `POST /metrics/v1/receive`: remote write of a cluster that brings its own credentials.
@@ -88,7 +90,7 @@ pub fn receive<B: RequestBody>(
 ) -> impl Stack<B> {
     let handler = metrics.handler("receive");
     let forward = forward(config, metrics, clients, handler, Success::AsUpstream);
-    ServiceBuilder::new()
+    let stack = ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
@@ -112,13 +114,15 @@ pub fn receive<B: RequestBody>(
         // what that sheds is refunded.
         .layer(limits.layer(Limit::ReceiveSamples, SampleQuota))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Needs a payload and an identity.
         .layer(EnforceLabelsLayer::per_request().observed_by(handler))
         // Last: nothing behind it changes the payload. It tells the sender what was refused once the rest is written.
         .layer(EncodeLayer::new())
-        .service(forward)
+        .service(forward);
+    described::<B, _>(handler, stack)
 }
 
 /// `POST /authorize`: a cluster registers and gets a token. The same layers in another order: the credential's cluster stands in
@@ -131,7 +135,7 @@ pub fn authorize<B: RequestBody>(
 ) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(config.keys.signer().clone(), config.token_lifetime, config.partition_label.clone());
-    ServiceBuilder::new()
+    let stack = ServiceBuilder::new()
         // Outermost: sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
@@ -143,13 +147,15 @@ pub fn authorize<B: RequestBody>(
         // Before Authorize: the cluster to authorize may stand in the form.
         .layer(DecodeLayer::new(RegistrationDecoder))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
+        .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
         .layer(AuthorizeLayer::new(RegistrationCredential, authorizers::registering(config, metrics, clients, circuit)))
         // Needs an identity. Says who may have no token, and which labels a token holds its cluster to.
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
-        .service(issue)
+        .service(issue);
+    described::<B, _>(handler, stack)
 }
 
 /// What a route's stack is: it answers everything, and can say what it is made of.
@@ -171,6 +177,14 @@ impl<S, B> Stack<B> for S where
         + Sync
         + 'static
 {
+}
+
+/// What the layers of `stack` can refuse with is counted from 0 on.
+fn described<B, S: Stack<B>>(handler: Handler, stack: S) -> S {
+    let mut rows = Vec::new();
+    S::describe(&mut rows);
+    handler.describe(&rows);
+    stack
 }
 
 /// What a leaf answers, or what [`RespondLayer`] answers in its place.
@@ -210,11 +224,11 @@ impl<B> Predicate<Request<B>> for PostOnly {
             return Ok(request);
         }
         let rejection = Rejection::new(Reason::Method, "only POST is taken here");
-        Err(rejection.with_header(header::ALLOW, HeaderValue::from_static("POST")).into())
+        Err(rejection.by(Self::NAME).with_header(header::ALLOW, HeaderValue::from_static("POST")).into())
     }
 }
 
 impl DescribePredicate for PostOnly {
     const REASONS: &'static [Reason] = &[Reason::Method];
-    const NAME: &'static str = "FilterLayer (POST)";
+    const NAME: &'static str = "PostOnly";
 }

@@ -66,6 +66,7 @@ pub struct Conformance<L, Req, Res, Out> {
     stalling: Option<Request<Req>>,
     answer: Arc<dyn Fn() -> Res + Send + Sync>,
     refusal_in: fn(&Out) -> Option<Reason>,
+    told: Vec<(&'static str, Reason)>,
 }
 
 type Request<Req> = Box<dyn Fn() -> Req>;
@@ -117,7 +118,16 @@ where
         answer: impl Fn() -> Res + Send + Sync + 'static,
     ) -> Self {
         let (passing, answer) = (Box::new(passing), Arc::new(answer));
-        Conformance { layer, readiness, passing, refused: Vec::new(), stalling: None, answer, refusal_in: |_| None }
+        Conformance {
+            layer,
+            readiness,
+            passing,
+            refused: Vec::new(),
+            stalling: None,
+            answer,
+            refusal_in: |_| None,
+            told: Vec::new(),
+        }
     }
 
     /// The layer refuses what `request` makes, with `reason`.
@@ -137,6 +147,13 @@ where
     #[must_use]
     pub fn refusal_in(self, refusal_in: fn(&Out) -> Option<Reason>) -> Self {
         Conformance { refusal_in, ..self }
+    }
+
+    /// It also tells the sender what `layer`, which is outside it, refused of a payload with `reason`.
+    #[must_use]
+    pub fn tells_of(mut self, layer: &'static str, reason: Reason) -> Self {
+        self.told.push((layer, reason));
+        self
     }
 
     /// All that holds for every layer.
@@ -189,7 +206,11 @@ where
         let (inside, mut service) = self.service();
         inside.fail_readiness(true);
         match (self.readiness, poll_now(&mut service)) {
-            (Readiness::Forwarded, Poll::Ready(Err(error))) => assert_eq!(error.into().reason(), INSIDE_FAILED),
+            (Readiness::Forwarded, Poll::Ready(Err(error))) => {
+                let rejection = error.into();
+                assert_eq!(rejection.reason(), INSIDE_FAILED);
+                assert_eq!(rejection.layer(), Some(Probe::<Res>::NAME), "it says that it refused what failed inside");
+            }
             (Readiness::Forwarded, _) => panic!("the inner service's readiness failed, and that was lost"),
             (Readiness::Own, _) => {
                 let outcome = drive(pin!(service.call((self.passing)())), None).await;
@@ -200,7 +221,13 @@ where
         inside.fail_calls(true);
         let mut service = self.layer.layer(inside.probe(&self.answer));
         let outcome = self.serve(&mut service, (self.passing)()).await;
-        assert_eq!(self.reason(outcome), Some(INSIDE_FAILED), "the call of the inner service failed");
+        if let Some(Err(error)) = outcome {
+            let rejection = error.into();
+            assert_eq!(rejection.reason(), INSIDE_FAILED, "the call of the inner service failed");
+            assert_eq!(rejection.layer(), Some(Probe::<Res>::NAME), "it says that it refused what failed inside");
+        } else {
+            assert_eq!(self.reason(outcome), Some(INSIDE_FAILED), "the call of the inner service failed");
+        }
         inside.assert_sound();
 
         if let Some(stalling) = &self.stalling {
@@ -311,7 +338,8 @@ where
         }
     }
 
-    /// The layer's rows end with the service inside, and name every reason that it was seen to refuse with.
+    /// The layer's rows end with the service inside. Whatever it was seen to refuse with bears the name of one of them, and a reason
+    /// that this row lists.
     ///
     /// # Panics
     /// If the layer does not conform.
@@ -326,9 +354,17 @@ where
         assert!(!rows.is_empty(), "the layer does not describe itself");
         let (_, mut service) = self.service();
         for (_, request) in &self.refused {
-            let reason = self.reason(self.serve(&mut service, request()).await);
-            let declared = rows.iter().flat_map(|row| &row.reasons).any(|declared| Some(*declared) == reason);
-            assert!(declared, "refuses with {reason:?}, which its description does not name");
+            let Some(Err(error)) = self.serve(&mut service, request()).await else { continue };
+            let rejection = error.into();
+            let reason = rejection.reason();
+            let Some(layer) = rejection.layer() else {
+                panic!("refuses with {reason:?}, and does not say which layer it is")
+            };
+            let described = rows.iter().any(|row| row.layer == layer && row.reasons.contains(&reason));
+            assert!(
+                described || self.told.contains(&(layer, reason)),
+                "refuses as {layer} with {reason:?}, which its description does not name"
+            );
         }
     }
 

@@ -20,12 +20,12 @@
 //! # }
 //! ```
 
-use crate::rejection::Reason;
+use crate::rejection::{LOAD_SHED, Reason};
 
 /// One layer of a stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The layer's name, or the leaf's.
+    /// The layer's name, or the leaf's: what its refusals are [marked](crate::rejection::Rejection::by) with.
     pub layer: &'static str,
     /// The request it takes, without module paths.
     pub request: String,
@@ -38,6 +38,23 @@ impl Row {
     pub fn new<Req>(layer: &'static str, reasons: &[Reason]) -> Self {
         Row { layer, request: short_name(std::any::type_name::<Req>()), reasons: reasons.to_vec() }
     }
+}
+
+/// A layer's name as a value of a metric's label: in snake case, without "Layer".
+///
+/// ```
+/// assert_eq!(infogw_layers::describe::label("RateLimitLayer"), "rate_limit");
+/// assert_eq!(infogw_layers::describe::label("Forward"), "forward");
+/// ```
+pub fn label(layer: &str) -> String {
+    let mut label = String::with_capacity(layer.len() + 4);
+    for c in layer.strip_suffix("Layer").unwrap_or(layer).chars() {
+        if c.is_ascii_uppercase() && !label.is_empty() {
+            label.push('_');
+        }
+        label.push(c.to_ascii_lowercase());
+    }
+    label
 }
 
 /// A service that can say what it is made of.
@@ -59,7 +76,7 @@ fn short_name(name: &str) -> String {
 }
 
 macro_rules! foreign {
-    ($($service:ty, $layer:literal, $reasons:expr;)*) => {$(
+    ($($service:ty, $layer:expr, $reasons:expr;)*) => {$(
         impl<S: Describe<Req>, Req> Describe<Req> for $service {
             fn describe(rows: &mut Vec<Row>) {
                 rows.push(Row::new::<Req>($layer, $reasons));
@@ -70,7 +87,7 @@ macro_rules! foreign {
 }
 
 foreign! {
-    tower::load_shed::LoadShed<S>, "LoadShedLayer", &[Reason::Overloaded];
+    tower::load_shed::LoadShed<S>, LOAD_SHED, &[Reason::Overloaded];
     tower::limit::ConcurrencyLimit<S>, "ConcurrencyLimitLayer", &[];
 }
 
@@ -82,11 +99,19 @@ impl<A: Describe<Req>, B, Req> Describe<Req> for tower::util::Either<A, B> {
     }
 }
 
+/// Only the errors are others.
+#[cfg(any(feature = "authorize", feature = "decode", feature = "rate-limit", feature = "respond"))]
+impl<S: Describe<Req>, F, Req> Describe<Req> for tower::util::MapErr<S, F> {
+    fn describe(rows: &mut Vec<Row>) {
+        S::describe(rows);
+    }
+}
+
 /// A predicate for tower's `FilterLayer` that says what it refuses.
 pub trait DescribePredicate {
     /// The reasons it refuses with.
     const REASONS: &'static [Reason];
-    /// What it is called.
+    /// What it is called, and marks its refusals with.
     const NAME: &'static str;
 }
 

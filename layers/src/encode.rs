@@ -37,6 +37,8 @@ use crate::{
     rejection::{Reason, Rejection},
 };
 
+const NAME: &str = "EncodeLayer";
+
 /// A payload that remote write 1.0 can carry.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be encoded as a remote-write request",
@@ -138,7 +140,7 @@ where
             return done(refused.rejection().map_or(Ok(empty), Err));
         }
         let Ok((body, untouched)) = payload.encode() else {
-            return done(Err(Rejection::internal("the write request could not be compressed")));
+            return done(Err(Rejection::internal("the write request could not be compressed").by(NAME)));
         };
         let (series, samples, bytes) = (payload.series(), payload.samples(), body.len());
         head.extensions.insert(Encoded { series, samples, bytes, untouched });
@@ -156,8 +158,8 @@ where
     S: Describe<Request<Full<Bytes>>>,
 {
     fn describe(rows: &mut Vec<Row>) {
-        let reasons = &[Reason::InvalidSeries, Reason::ClusterLabel, Reason::Internal];
-        rows.push(Row::new::<Request<P>>("EncodeLayer", reasons));
+        // What it tells of series was refused by others.
+        rows.push(Row::new::<Request<P>>(NAME, &[Reason::Internal]));
         S::describe(rows);
     }
 }

@@ -1,7 +1,8 @@
 //! The one error that a layer gives.
 //!
 //! Each layer's own small enum turns itself into a [`Rejection`]: a status, a [`Reason`] from a closed list, one line for the
-//! sender, and when to come back. [`RespondLayer`](crate::respond::RespondLayer) is the one place that writes it.
+//! sender, and when to come back. Which layer it was stands in it, too, under the name that the layer has in its
+//! [description](crate::describe). [`RespondLayer`](crate::respond::RespondLayer) is the one place that writes it.
 //!
 //! ```
 //! use infogw_layers::rejection::{Reason, Rejection};
@@ -112,21 +113,37 @@ impl fmt::Display for Reason {
 pub struct Rejection {
     status: StatusCode,
     reason: Reason,
+    layer: Option<&'static str>,
     detail: Cow<'static, str>,
     retry_after: Option<Duration>,
     header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Rejection {
-    /// A refusal with the status of `reason`. `detail` is the line that the sender reads: what is wrong and what to change, no
-    /// secrets.
+    /// A refusal with the status of `reason`. `detail` is the line that the sender reads: what is wrong and what to change; where
+    /// a limit is broken the limit and the value; no secrets. The reason, and when to come back, are written around it.
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Rejection { status: reason.status(), reason, detail: detail.into(), retry_after: None, header: None }
+        let (status, detail) = (reason.status(), detail.into());
+        Rejection { status, reason, layer: None, detail, retry_after: None, header: None }
     }
 
     /// A fault of ours: 500, which every sender retries.
     pub fn internal(detail: &'static str) -> Self {
         Rejection::new(Reason::Internal, detail)
+    }
+
+    /// Refused by the layer of this name, unless a layer inside has named itself already.
+    #[must_use]
+    pub fn by(mut self, layer: &'static str) -> Self {
+        self.layer.get_or_insert(layer);
+        self
+    }
+
+    /// Refused by the layer of this name, whoever it heard it from: for a layer that asked somebody on its own account, such as an
+    /// authorizer.
+    #[must_use]
+    pub fn relayed_by(self, layer: &'static str) -> Self {
+        Rejection { layer: Some(layer), ..self }
     }
 
     /// With another status than the reason's own.
@@ -160,7 +177,12 @@ impl Rejection {
         self.reason
     }
 
-    /// The line for the sender.
+    /// The layer that refused, by the name in its [row](crate::describe::Row).
+    pub fn layer(&self) -> Option<&'static str> {
+        self.layer
+    }
+
+    /// The line for the sender, without the reason and when to come back.
     pub fn detail(&self) -> &str {
         &self.detail
     }
@@ -190,17 +212,40 @@ impl From<Infallible> for Rejection {
     }
 }
 
-/// tower's own middleware gives boxed errors: what it wrapped is taken out again, overload and timeouts get their reason.
+/// tower's own middleware gives boxed errors: what it wrapped is taken out again, overload gets its reason.
 impl From<BoxError> for Rejection {
     fn from(error: BoxError) -> Self {
         match error.downcast::<Rejection>() {
             Ok(rejection) => *rejection,
             Err(error) if error.is::<tower::load_shed::error::Overloaded>() => {
-                Rejection::new(Reason::Overloaded, "too many requests are being served; send this one again later")
-                    .retry_after(Duration::from_secs(5))
+                overloaded("more requests are being served than this gateway takes at once")
             }
-            Err(_) => Rejection::internal("the request failed inside the gateway; send it again"),
+            Err(_) => Rejection::internal("the request failed inside the gateway"),
         }
+    }
+}
+
+fn overloaded(detail: impl Into<Cow<'static, str>>) -> Rejection {
+    Rejection::new(Reason::Overloaded, detail).retry_after(Duration::from_secs(5)).by(LOAD_SHED)
+}
+
+/// What tower's `LoadShedLayer` is called.
+pub(crate) const LOAD_SHED: &str = "LoadShedLayer";
+
+/// For `map_err` around tower's `LoadShedLayer`: the refusal says the limit, `at_once` requests.
+///
+/// ```
+/// use infogw_layers::rejection::shed_above;
+/// use tower::{ServiceBuilder, load_shed::error::Overloaded};
+///
+/// let rejection = shed_above(64)(Overloaded::new().into());
+/// assert_eq!(rejection.detail(), "this gateway serves 64 requests at once, and this is one more");
+/// let _stack = ServiceBuilder::new().map_err(shed_above(64)).load_shed().concurrency_limit(64);
+/// ```
+pub fn shed_above(at_once: usize) -> impl Fn(BoxError) -> Rejection + Clone + Send + Sync + 'static {
+    move |error| match error.is::<tower::load_shed::error::Overloaded>() {
+        true => overloaded(format!("this gateway serves {at_once} requests at once, and this is one more")),
+        false => error.into(),
     }
 }
 
@@ -249,8 +294,17 @@ mod tests {
         let inner = Rejection::new(Reason::Method, "use POST");
         assert_eq!(Rejection::from(BoxError::from(inner)).reason(), Reason::Method);
         let shed = BoxError::from(tower::load_shed::error::Overloaded::new());
-        assert_eq!(Rejection::from(shed).status(), 503);
+        let shed = Rejection::from(shed);
+        assert_eq!((shed.status().as_u16(), shed.layer()), (503, Some(LOAD_SHED)));
         assert_eq!(Rejection::from(BoxError::from("?")).status(), 500);
+    }
+
+    #[test]
+    fn the_innermost_layer_that_names_itself_refused() {
+        let refused = || Rejection::new(Reason::Method, "use POST");
+        assert_eq!(refused().layer(), None);
+        assert_eq!(refused().by("Inner").by("Outer").layer(), Some("Inner"));
+        assert_eq!(refused().by("Inner").relayed_by("Outer").by("Outermost").layer(), Some("Outer"));
     }
 
     #[test]

@@ -15,7 +15,6 @@
 
 use std::{
     convert::Infallible,
-    fmt::Write as _,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -40,8 +39,9 @@ pub const LONGEST_ANSWER: usize = 1024;
 
 /// Turns every rejection of the service inside into a response.
 ///
-/// The answer is one line of text of at most [`LONGEST_ANSWER`] bytes. `Retry-After` is jittered upwards by up to a half, so
-/// that a fleet does not come back as one; whatever is a fault of ours (5xx) has one.
+/// The answer is one line of text of at most [`LONGEST_ANSWER`] bytes: the reason, what is wrong, and when to come back, as in
+/// `rate_limited: over the rate limit of 1 request at once and one more every 270s; come back in 81 s`. `Retry-After` is jittered
+/// upwards by up to a half, so that a fleet does not come back as one; whatever is a fault of ours (5xx) has one.
 #[derive(Debug, Clone, Default)]
 pub struct RespondLayer<O = ()> {
     observer: O,
@@ -136,18 +136,20 @@ where
 
 /// The response that tells a sender of `rejection`.
 pub fn answer(rejection: &Rejection) -> Response<Full<Bytes>> {
-    let mut line: String =
-        rejection.detail().chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_ANSWER).collect();
-    line.truncate(line.floor_boundary(LONGEST_ANSWER - 1));
-    let _ = writeln!(line);
+    let wait = rejection.wait().or_else(|| rejection.status().is_server_error().then_some(DEFAULT_WAIT)).map(whole);
+    let end = wait.map(|seconds| format!("; come back in {seconds} s\n")).unwrap_or_else(|| "\n".to_owned());
+    let mut line = format!("{}: ", rejection.reason());
+    line.extend(rejection.detail().chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_ANSWER));
+    line.truncate(line.floor_boundary(LONGEST_ANSWER - end.len()));
+    line.push_str(&end);
 
     let mut response = Response::new(Full::from(line));
     *response.status_mut() = rejection.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Some(wait) = rejection.wait().or_else(|| rejection.status().is_server_error().then_some(DEFAULT_WAIT)) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(jittered(wait)));
+    if let Some(seconds) = wait {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(jittered(seconds)));
     }
     if let Some((name, value)) = rejection.header() {
         headers.insert(name, value.clone());
@@ -157,10 +159,14 @@ pub fn answer(rejection: &Rejection) -> Response<Full<Bytes>> {
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
-/// Whole seconds: `wait` rounded up, plus up to a half of it, at least one second of spread.
-fn jittered(wait: Duration) -> u64 {
-    let exact = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
-    exact.saturating_add(fastrand::u64(0..=(exact / 2).max(1)))
+/// Whole seconds, rounded up, at least one.
+fn whole(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+/// Up to a half more, at least one second of spread.
+fn jittered(seconds: u64) -> u64 {
+    seconds.saturating_add(fastrand::u64(0..=(seconds / 2).max(1)))
 }
 
 #[cfg(test)]
@@ -172,11 +178,27 @@ mod tests {
     #[tokio::test]
     async fn answers_are_one_bounded_line() {
         for detail in ["x\r\ny".repeat(1000), "ü".repeat(5000), String::new()] {
-            let body = answer(&Rejection::new(Reason::Malformed, detail)).collect().await.unwrap().to_bytes();
-            assert!(body.len() <= LONGEST_ANSWER, "{}", body.len());
-            assert_eq!(body.iter().filter(|&&b| b == b'\n' || b == b'\r').count(), 1);
-            assert!(body.ends_with(b"\n"));
+            for (reason, end) in [(Reason::Malformed, "\n"), (Reason::Internal, "; come back in 5 s\n")] {
+                let body = answer(&Rejection::new(reason, detail.clone())).collect().await.unwrap().to_bytes();
+                let line = std::str::from_utf8(&body).unwrap();
+                assert!(line.len() <= LONGEST_ANSWER, "{}", line.len());
+                assert_eq!(line.matches(['\n', '\r']).count(), 1);
+                assert!(line.starts_with(&format!("{reason}: ")) && line.ends_with(end), "{line}");
+            }
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_why_and_for_how_long() {
+        let line = async |rejection: Rejection| {
+            String::from_utf8(answer(&rejection).collect().await.unwrap().to_bytes().to_vec()).unwrap()
+        };
+        let early = Rejection::new(Reason::RateLimited, "over the limit");
+        assert_eq!(line(early.clone()).await, "rate_limited: over the limit\n");
+        let wait = Duration::from_millis(60_001);
+        assert_eq!(line(early.clone().retry_after(wait)).await, "rate_limited: over the limit; come back in 61 s\n");
+        let now = early.retry_after(Duration::ZERO);
+        assert_eq!(line(now).await, "rate_limited: over the limit; come back in 1 s\n");
     }
 
     #[test]

@@ -239,7 +239,7 @@ async fn rate_limit_by_a_limiter_that_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn decode_write_requests() {
-    let limits = DecodeLimits { body: 1000, series: 2, ..DecodeLimits::default() };
+    let limits = DecodeLimits { body: 1000, series: 2, samples: 3, ..DecodeLimits::default() };
     let layer = DecodeLayer::new(WriteRequestDecoder::new(limits)).timeout(Duration::from_secs(1));
     let send = |body| Request::new(body);
     Conformance::waiting(layer, move || send(Pieces::of(&fixtures::block(2))), unit)
@@ -291,6 +291,7 @@ async fn enforce() {
         .refuses(Reason::ClusterLabel, || witnessed("c1", write_request(&["c1", "c2"])))
         .refuses(Reason::ClusterLabel, || witnessed("c1", write_request(&[""])))
         .refuses(Reason::InvalidSeries, || witnessed("c1", write_request(&["c1", fixtures::TOO_LONG])))
+        .tells_of("DecodeLayer", Reason::InvalidSeries)
         .refuses(Reason::Internal, || Request::new(write_request(&["c1"])))
         .check()
         .await;
@@ -313,12 +314,14 @@ async fn encode() {
         .refuses(Reason::InvalidSeries, || Request::new(write_request(&[fixtures::TOO_LONG])))
         .refuses(Reason::ClusterLabel, || {
             let mut request = write_request(&[]);
-            request.refused().add(|| infogw_layers::payload::Offence {
+            request.refused().add("EnforceLabelsLayer", || infogw_layers::payload::Offence {
                 reason: Reason::ClusterLabel,
                 detail: "series 1 `up`: it is another cluster's".to_owned(),
             });
             Request::new(request)
         })
+        .tells_of("DecodeLayer", Reason::InvalidSeries)
+        .tells_of("EnforceLabelsLayer", Reason::ClusterLabel)
         .check()
         .await;
 }

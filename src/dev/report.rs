@@ -96,10 +96,13 @@ fn line(passed: &Passed, events: &Counters) -> String {
     let of = |prefix: &str| events.iter().filter(move |(name, _)| name.starts_with(prefix)).collect::<Vec<_>>();
     for (word, prefix) in [(" | dropped:", DROPPED), (" | refused:", REFUSED)] {
         for (index, (name, count)) in of(prefix).into_iter().enumerate() {
-            let (route, reason) = (label(name, "route"), label(name, "reason"));
             let start = if index == 0 { word } else { "," };
-            let space = if reason.is_empty() { "" } else { " " };
-            let _ = write!(line, "{start} {route}{space}{reason} {count}");
+            let _ = write!(line, "{start} {}", label(name, "route"));
+            for more in [label(name, "layer"), label(name, "reason")] {
+                let space = if more.is_empty() { "" } else { " " };
+                let _ = write!(line, "{space}{more}");
+            }
+            let _ = write!(line, " {count}");
         }
     }
     line
@@ -120,8 +123,8 @@ mod tests {
         let before = counters("infogw_series_dropped_total{route=\"receive\"} 5\nother_total 4\n");
         let after = counters(
             "# HELP infogw_rejections_total x\n\
-             infogw_rejections_total{reason=\"cluster_label\",route=\"receive\"} 1\n\
-             infogw_rejections_total{reason=\"rate_limited\",route=\"upload\"} 2\n\
+             infogw_rejections_total{layer=\"enforce_labels\",reason=\"cluster_label\",route=\"receive\"} 1\n\
+             infogw_rejections_total{layer=\"rate_limit\",reason=\"rate_limited\",route=\"upload\"} 2\n\
              infogw_series_dropped_total{route=\"receive\"} 9\n\
              infogw_series_dropped_total{route=\"upload\"} 0\n",
         );
@@ -133,7 +136,7 @@ mod tests {
         assert_eq!(
             line(&passed, &events(&before, &after)),
             "passed 12 samples in 900 bytes; remote-write: c 5; upload: a 3 b 4 | dropped: receive 4 \
-             | refused: receive cluster_label 1, upload rate_limited 2"
+             | refused: receive enforce_labels cluster_label 1, upload rate_limit rate_limited 2"
         );
         assert_eq!(line(&Passed::default(), &Counters::new()), "passed 0 samples in 0 bytes");
     }

@@ -145,7 +145,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let state = match self.source.credential(&request) {
-            Err(rejection) => State::Refused { rejection: Some(rejection) },
+            Err(rejection) => State::Refused { rejection: Some(rejection.by(NAME)) },
             Ok(credential) => State::Authorizing {
                 authorizing: Oneshot::new(self.authorizer.clone(), credential),
                 rest: Some((request, self.inner.clone())),
@@ -160,17 +160,19 @@ where
     S: Describe<Request<B>>,
 {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<B>>("AuthorizeLayer", REASONS));
+        rows.push(Row::new::<Request<B>>(NAME, REASONS));
         S::describe(rows);
     }
 }
 
+const NAME: &str = "AuthorizeLayer";
 const REASONS: &[Reason] = &[
     Reason::Unauthenticated,
     Reason::ClientInfo,
     Reason::AuthorizerRefused,
     Reason::AuthorizerThrottled,
     Reason::AuthorizerUnavailable,
+    Reason::Internal,
 ];
 
 pin_project! {
@@ -224,7 +226,7 @@ where
                         request.extensions_mut().insert(Authorized(identity));
                         State::Calling { inner: Oneshot::new(inner, request) }
                     }
-                    (Err(error), _) => State::Refused { rejection: Some(error.into()) },
+                    (Err(error), _) => State::Refused { rejection: Some(error.into().relayed_by(NAME)) },
                     (Ok(_), None) => return Poll::Pending,
                 },
             };

@@ -14,6 +14,8 @@ use crate::{
     rejection::{BoxError, Reason, Rejection},
 };
 
+const NAME: &str = "BearerLayer";
+
 /// Sends the token along with each request of an HTTP client.
 ///
 /// After a 401 the request is sent once more, with another token, if the source has or gets one. What is answered then stands.
@@ -73,7 +75,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let Bearer { inner, tokens, is_about_us } = self.clone();
         Box::pin(async move {
-            let token = tokens.token().await.map_err(Rejection::from)?;
+            let token = tokens.token().await.map_err(|error| Rejection::from(error).by(NAME))?;
             let again = request.clone();
             authorize(&mut request, &token);
             let response = inner.clone().oneshot(request).await.map_err(Into::into)?;
@@ -97,7 +99,7 @@ fn authorize<B>(request: &mut Request<B>, token: &Token) {
 
 impl<S: Describe<Request<B>>, B> Describe<Request<B>> for Bearer<S> {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<B>>("BearerLayer", &[Reason::CredentialsUnavailable]));
+        rows.push(Row::new::<Request<B>>(NAME, &[Reason::CredentialsUnavailable]));
         S::describe(rows);
     }
 }

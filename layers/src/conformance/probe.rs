@@ -32,7 +32,11 @@ impl<Res> Clone for Probe<Res> {
 }
 
 impl<Res> Probe<Res> {
-    pub(super) const NAME: &str = "Probe";
+    pub(super) const NAME: &'static str = "Probe";
+
+    fn failure(detail: &'static str) -> Rejection {
+        Rejection::new(INSIDE_FAILED, detail).by(Self::NAME)
+    }
 }
 
 impl<Res, Req> Service<Req> for Probe<Res> {
@@ -46,7 +50,7 @@ impl<Res, Req> Service<Req> for Probe<Res> {
         }
         let mut counts = self.inside.lock();
         if counts.readiness_fails {
-            return Poll::Ready(Err(Rejection::new(INSIDE_FAILED, "the inner service is broken")));
+            return Poll::Ready(Err(Self::failure("the inner service is broken")));
         }
         if self.hesitated < counts.hesitation {
             self.hesitated += 1;
@@ -71,7 +75,7 @@ impl<Res, Req> Service<Req> for Probe<Res> {
         counts.in_flight += 1;
         counts.unready_calls += usize::from(permit.is_none());
         let outcome = match counts.calls_fail {
-            true => Err(Rejection::new(INSIDE_FAILED, "the inner service failed")),
+            true => Err(Self::failure("the inner service failed")),
             false => Ok(answer),
         };
         let left = counts.hesitation;

@@ -58,13 +58,15 @@ pub use limits::DecodeLimits;
 pub use metric_families::MetricFamiliesDecoder;
 pub use write_request::WriteRequestDecoder;
 
+pub(crate) const NAME: &str = "DecodeLayer";
+
 /// Makes a payload of a body.
 pub trait Decoder {
     /// What comes out.
     type Payload;
     /// What the request's head says of the body.
     type Format;
-    /// Every reason that [`Self::negotiate`] and [`Self::decode`] can refuse with.
+    /// Every reason that [`Self::negotiate`] and [`Self::decode`] can refuse with, a whole body or series of it.
     const REASONS: &'static [Reason];
 
     /// Judges the head, before the body is read.
@@ -158,7 +160,7 @@ impl From<DecodeError> for Rejection {
             DecodeError::InvalidSeries(_) => Reason::InvalidSeries,
             DecodeError::Timestamp(_) => Reason::Timestamp,
         };
-        Rejection::new(reason, error.to_string())
+        Rejection::new(reason, error.to_string()).by(NAME)
     }
 }
 
@@ -255,7 +257,7 @@ where
 {
     fn describe(rows: &mut Vec<Row>) {
         let reasons = [&[Reason::TooLarge, Reason::Body, Reason::BodyTimeout], D::REASONS].concat();
-        rows.push(Row::new::<Request<B>>("DecodeLayer", &reasons));
+        rows.push(Row::new::<Request<B>>(NAME, &reasons));
         S::describe(rows);
     }
 }

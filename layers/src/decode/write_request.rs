@@ -5,7 +5,7 @@ use http::request::Parts;
 use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
 
 use super::{
-    DecodeError, DecodeLimits, Decoder, content_encoding,
+    DecodeError, DecodeLimits, Decoder, NAME, content_encoding,
     fields::{check, check_bucket_span, check_packed, length_delimited},
     limits::{Excess, Limits},
     media_type, snappy,
@@ -91,13 +91,13 @@ impl Decoder for WriteRequestDecoder {
     type Payload = WriteRequest;
     /// The limits that hold for it.
     type Format = Arc<DecodeLimits>;
-    /// Series that break a limit are not among them: they are left out.
     const REASONS: &'static [Reason] = &[
         Reason::MediaType,
         Reason::Encoding,
         Reason::TooManySeries,
         Reason::TooManySamples,
         Reason::Malformed,
+        Reason::InvalidSeries,
         Reason::Internal,
     ];
 
@@ -197,7 +197,7 @@ impl Walk<'_> {
         if let Some(excess) = excess {
             self.untouched = false;
             let limits = self.limits;
-            self.refused.add(|| offence(index, metric_name(source, series_bytes), &limits.explain(excess)));
+            self.refused.add(NAME, || offence(index, metric_name(source, series_bytes), &limits.explain(excess)));
             return Ok(());
         }
         if found.scattered {

@@ -43,6 +43,8 @@ use crate::{
 use policy::Verdict;
 pub use policy::{ClusterLabelCheck, LabelNames, LabelPairs, LabelPolicy, OnOffence};
 
+const NAME: &str = "EnforceLabelsLayer";
+
 /// What enforcing did to one payload.
 #[derive(Debug)]
 pub struct Enforced<'a> {
@@ -119,10 +121,10 @@ where
 
     fn call(&mut self, mut request: Request<P>) -> Self::Future {
         let Some(identity) = request.extensions().get::<Authorized<Identity>>().cloned() else {
-            return CallOrRefuse::refuse(Rejection::internal("nobody was authorized for this request"));
+            return CallOrRefuse::refuse(Rejection::internal("nobody was authorized for this request").by(NAME));
         };
         let Some(policy) = self.layer.policy.as_ref().or_else(|| request.extensions().get()).cloned() else {
-            return CallOrRefuse::refuse(Rejection::internal("no label policy was found for this request"));
+            return CallOrRefuse::refuse(Rejection::internal("no label policy was found for this request").by(NAME));
         };
         match self.layer.enforce(&policy, &identity, request.body_mut()) {
             Ok(()) => CallOrRefuse::call(self.inner.call(request)),
@@ -137,10 +139,7 @@ where
     S: Describe<Request<P>>,
 {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<P>>(
-            "EnforceLabelsLayer",
-            &[Reason::ClusterLabel, Reason::InvalidSeries, Reason::Internal],
-        ));
+        rows.push(Row::new::<Request<P>>(NAME, &[Reason::ClusterLabel, Reason::Internal]));
         S::describe(rows);
     }
 }
@@ -171,7 +170,7 @@ impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
                         Verdict::Missing(_) => missing += 1,
                         _ => foreign += 1,
                     }
-                    refused.add(|| policy.offence(identity, labels, verdict));
+                    refused.add(NAME, || policy.offence(identity, labels, verdict));
                     return Ok(Keep::No);
                 }
             }

@@ -7,7 +7,8 @@ use crate::rejection::{Reason, Rejection};
 pub struct Refused {
     received: usize,
     count: usize,
-    first: Option<Offence>,
+    /// With the layer that refused it.
+    first: Option<(&'static str, Offence)>,
 }
 
 /// What is wrong with one series.
@@ -25,10 +26,10 @@ impl Refused {
         self.received = series;
     }
 
-    /// Counts one refused series; `offence` is asked for the first one only.
-    pub fn add(&mut self, offence: impl FnOnce() -> Offence) {
+    /// Counts one series that `layer` refused; `offence` is asked for the first one only.
+    pub fn add(&mut self, layer: &'static str, offence: impl FnOnce() -> Offence) {
         self.count += 1;
-        self.first.get_or_insert_with(offence);
+        self.first.get_or_insert_with(|| (layer, offence()));
     }
 
     /// How many series were refused.
@@ -36,10 +37,11 @@ impl Refused {
         self.count
     }
 
-    /// The answer to a sender some of whose series were refused, or `None` if none was.
+    /// The answer to a sender some of whose series were refused, or `None` if none was. It is that of the layer that refused the
+    /// first one, whoever gives it.
     pub fn rejection(&self) -> Option<Rejection> {
-        let Offence { reason, detail } = self.first.as_ref()?;
+        let (layer, Offence { reason, detail }) = self.first.as_ref()?;
         let (count, received) = (self.count, self.received);
-        Some(Rejection::new(*reason, format!("{detail}; {count} of {received} series refused")))
+        Some(Rejection::new(*reason, format!("{detail}; {count} of {received} series refused")).by(layer))
     }
 }

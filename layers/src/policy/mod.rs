@@ -74,6 +74,8 @@ pub use overrides::{Endpoint, Overrides};
 pub use quotas::{RequestQuota, SampleQuota};
 pub use terms::{Denial, Exempt, Setting, Size, Tenant, Terms};
 
+const NAME: &str = "PolicyLayer";
+
 /// What holds for everyone at each endpoint, and what holds for some instead.
 #[derive(Debug)]
 pub struct Policy {
@@ -206,7 +208,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match self.layer.terms(&request) {
-            Err(rejection) => CallOrRefuse::refuse(rejection),
+            Err(rejection) => CallOrRefuse::refuse(rejection.by(NAME)),
             Ok(terms) => {
                 let extensions = request.extensions_mut();
                 extensions.insert(Arc::clone(&terms.limits));
@@ -220,7 +222,7 @@ where
 
 impl<S: Describe<Request<B>>, K, B> Describe<Request<B>> for UnderPolicy<S, K> {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<B>>("PolicyLayer", &[Reason::Denied, Reason::Internal]));
+        rows.push(Row::new::<Request<B>>(NAME, &[Reason::Denied, Reason::Internal]));
         S::describe(rows);
     }
 }

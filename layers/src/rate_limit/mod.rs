@@ -52,6 +52,8 @@ use crate::{
 
 pub use limiter::{Key, LocalLimiter, Permit, Quota, Refused};
 
+const NAME: &str = "RateLimitLayer";
+
 /// What a request owes.
 #[derive(Debug, Clone)]
 pub struct Due<K> {
@@ -310,7 +312,7 @@ where
         let inner = if L::WAITS { clone } else { mem::replace(&mut self.inner, clone) };
         let state = match charge.charge(&request) {
             Charged::Free => calling::<S, L, R>(inner, request),
-            Charged::Unknown => State::refused(Rejection::internal("nobody can be charged for this request")),
+            Charged::Unknown => State::refused(Rejection::internal("nobody can be charged for this request").by(NAME)),
             Charged::Due(Due { key, cost, quota }) => State::Taking {
                 taking: limiter.try_take(key.as_ref(), cost, &quota, clock.monotonic()),
                 rest: Some(Rest { inner, request, quota, refusal: refusal::<C, R> }),
@@ -323,7 +325,7 @@ where
 
 impl<S: Describe<R>, C, L, O, K, R> Describe<R> for RateLimit<S, C, L, O, K> {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<R>("RateLimitLayer", &[Reason::RateLimited, Reason::OverBurst, Reason::Internal]));
+        rows.push(Row::new::<R>(NAME, &[Reason::RateLimited, Reason::OverBurst, Reason::Internal]));
         S::describe(rows);
     }
 }
@@ -453,7 +455,7 @@ where
                                 Refused::Later { .. } => RateLimitEvent::TooSoon,
                                 Refused::Never { .. } => RateLimitEvent::TooMuch,
                             });
-                            State::refused(refusal(&refused, &quota))
+                            State::refused(refusal(&refused, &quota).by(NAME))
                         }
                         // Polled again after completion, which futures need not bear.
                         (_, None) => return Poll::Pending,

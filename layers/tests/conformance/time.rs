@@ -14,7 +14,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use infogw_layers::{
     clock::ManualClock,
-    decode::{DecodeLayer, Decoder, WriteRequestDecoder},
+    decode::{DecodeLayer, WriteRequestDecoder},
     drain::{DrainLayer, Drained},
     encode::EncodeLayer,
     payload::{SeriesSet, WriteRequest},

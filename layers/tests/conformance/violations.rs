@@ -34,7 +34,11 @@ enum Fault {
     CallsInsideWhenItRefuses,
     RefusesForAnotherReason,
     KeepsItsReasonsToItself,
+    KeepsItsNameToItself,
+    TakesTheBlameForOthers,
 }
+
+const NAME: &str = "Broken";
 
 /// Refuses `DELETE`, in principle.
 #[derive(Clone, Copy)]
@@ -83,7 +87,9 @@ where
         let refused = request.method() == Method::DELETE;
         if refused && fault != Fault::CallsInsideWhenItRefuses {
             let reason = if fault == Fault::RefusesForAnotherReason { Reason::Body } else { Reason::Method };
-            return Box::pin(async move { Err(Rejection::new(reason, "use POST")) });
+            let rejection = Rejection::new(reason, "use POST");
+            let rejection = if fault == Fault::KeepsItsNameToItself { rejection } else { rejection.by(NAME) };
+            return Box::pin(async move { Err(rejection) });
         }
         let inner = match fault {
             Fault::CallsAnUnreadyClone => self.inner.borrow().clone().call(request),
@@ -102,14 +108,18 @@ where
             } else {
                 inner.await
             };
-            if refused { Err(Rejection::new(Reason::Method, "use POST")) } else { answer }
+            match answer {
+                _ if refused => Err(Rejection::new(Reason::Method, "use POST").by(NAME)),
+                Err(rejection) if fault == Fault::TakesTheBlameForOthers => Err(rejection.relayed_by(NAME)),
+                answer => answer,
+            }
         })
     }
 }
 
 impl<S: Describe<Request<()>>> Describe<Request<()>> for BrokenService<S> {
     fn describe(rows: &mut Vec<Row>) {
-        rows.push(Row::new::<Request<()>>("Broken", &[Reason::Body]));
+        rows.push(Row::new::<Request<()>>(NAME, &[Reason::Body]));
         S::describe(rows);
     }
 }
@@ -129,7 +139,7 @@ fn verdict(fault: Fault) -> String {
         conformance.clones().await;
         conformance.cancellation().await;
         conformance.refusals().await;
-        if fault == Fault::KeepsItsReasonsToItself {
+        if matches!(fault, Fault::KeepsItsReasonsToItself | Fault::KeepsItsNameToItself) {
             conformance.description().await;
         }
     })
@@ -157,7 +167,9 @@ fn what_is_wrong_is_found() {
         (Fault::ForgetsToWake, "the future is pending, and nothing woke its task"),
         (Fault::CallsInsideWhenItRefuses, "the inner service was called for a request that was refused"),
         (Fault::RefusesForAnotherReason, "refused for another reason than foretold, or not at all"),
-        (Fault::KeepsItsReasonsToItself, "refuses with Some(Method), which its description does not name"),
+        (Fault::KeepsItsReasonsToItself, "refuses as Broken with Method, which its description does not name"),
+        (Fault::KeepsItsNameToItself, "refuses with Method, and does not say which layer it is"),
+        (Fault::TakesTheBlameForOthers, "it says that it refused what failed inside"),
     ];
     for (fault, expected) in rows {
         let verdict = verdict(fault);

@@ -10,12 +10,13 @@ mod sampled;
 mod stores;
 pub mod tls;
 
-use std::{sync::OnceLock, time::Duration};
+use std::{collections::BTreeSet, sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode, header};
 use infogw_layers::{
     authorize::cache::{CacheEvent, CacheHandle},
     circuit::CircuitState,
+    describe::{self, Row},
     enforce::Enforced,
     observe::{Exchange, Observe},
     rejection::{Reason, Rejection},
@@ -110,8 +111,8 @@ impl Metrics {
             size: histograms("http_request_size_bytes", "Tracks the size of HTTP requests.", BYTES, &by_handler)?,
             rejections: counters(
                 "infogw_rejections_total",
-                "Requests refused, by route and reason.",
-                &["route", "reason"],
+                "Requests refused, by route, layer and reason.",
+                &["route", "layer", "reason"],
             )?,
             client_requests: counters(
                 "client_api_requests_total",
@@ -213,12 +214,11 @@ impl Metrics {
 
     /// Handles for one route's requests.
     pub fn handler(&'static self, name: &'static str) -> Handler {
-        let rejections = Reason::ALL.iter().map(|reason| self.rejections.with_label_values(&[name, reason.as_str()]));
         let route = Route {
             name,
             metrics: self,
             posts: (100..600).map(|_| OnceLock::new()).collect(),
-            rejections: rejections.collect(),
+            rejections: OnceLock::new(),
             dropped: self.dropped.with_label_values(&[name]),
         };
         Handler(Box::leak(Box::new(route)))
@@ -287,7 +287,8 @@ struct Route {
     name: &'static str,
     metrics: &'static Metrics,
     posts: Box<[OnceLock<Exchanges>]>,
-    rejections: Box<[IntCounter]>,
+    /// By layer and reason: what the route's stack can refuse with.
+    rejections: OnceLock<Box<[(&'static str, Reason, IntCounter)]>>,
     dropped: IntCounter,
 }
 
@@ -308,6 +309,22 @@ impl Route {
         }
     }
 
+    fn rejections(&self, layer: &str, reason: Reason) -> IntCounter {
+        self.metrics.rejections.with_label_values(&[self.name, &describe::label(layer), reason.as_str()])
+    }
+
+    fn count_rejection(&self, layer: &'static str, reason: Reason) {
+        let described = self.rejections.get().map(|rejections| &**rejections).unwrap_or_default();
+        match described.iter().find(|(by, why, _)| (*by, *why) == (layer, reason)) {
+            Some((.., counter)) => counter.inc(),
+            // A fault of ours, and counted all the same.
+            None => {
+                tracing::error!(route = self.name, layer, %reason, "a refusal that no layer has foretold");
+                self.rejections(layer, reason).inc();
+            }
+        }
+    }
+
     fn is_receive(&self) -> bool {
         self.name == "receive"
     }
@@ -318,6 +335,17 @@ impl Exchanges {
         self.requests.inc();
         self.duration.observe(elapsed.as_secs_f64());
         self.size.observe(bytes as f64);
+    }
+}
+
+impl Handler {
+    /// Counts, from 0 on, what the layers of the route's stack can refuse with.
+    pub fn describe(self, rows: &[Row]) {
+        let pairs: BTreeSet<_> =
+            rows.iter().flat_map(|row| row.reasons.iter().map(|reason| (row.layer, *reason))).collect();
+        let counters = pairs.into_iter().map(|(layer, reason)| (layer, reason, self.0.rejections(layer, reason)));
+        // Once for each stack; a second would be the same.
+        let _ = self.0.rejections.set(counters.collect());
     }
 }
 
@@ -349,18 +377,16 @@ fn known_method(method: &Method) -> &'static str {
 
 impl Observe<Rejection> for Handler {
     fn observe(&self, rejection: &Rejection) {
-        let reason = rejection.reason();
-        if let Some(counter) = self.0.rejections.get(reason as usize) {
-            counter.inc();
-        }
+        let (reason, layer) = (rejection.reason(), rejection.layer().unwrap_or("Unnamed"));
+        self.0.count_rejection(layer, reason);
         if reason == Reason::TooLarge && self.0.is_receive() {
             self.0.metrics.size_limited.inc();
         }
         let status = rejection.status().as_u16();
         if rejection.status().is_server_error() {
-            tracing::warn!(route = self.0.name, %reason, status, detail = rejection.detail(), "request failed");
+            tracing::warn!(route = self.0.name, layer, %reason, status, detail = rejection.detail(), "request failed");
         } else {
-            tracing::debug!(route = self.0.name, %reason, status, detail = rejection.detail(), "request refused");
+            tracing::debug!(route = self.0.name, layer, %reason, status, detail = rejection.detail(), "request refused");
         }
     }
 }
