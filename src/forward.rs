@@ -184,11 +184,10 @@ impl From<Unanswered> for Rejection {
     fn from(unanswered: Unanswered) -> Self {
         match unanswered {
             Unanswered::Unsent(rejection) => rejection,
-            Unanswered::Unreachable => {
-                Rejection::new(Reason::UpstreamUnreachable, "the upstream cannot be reached; send this again later")
-            }
+            Unanswered::Unreachable => Rejection::new(Reason::UpstreamUnreachable, "the upstream cannot be reached"),
             Unanswered::Late => {
-                Rejection::new(Reason::UpstreamTimeout, "the upstream did not answer in time; send this again later")
+                let detail = format!("the upstream did not answer within {} s", DEADLINE.as_secs());
+                Rejection::new(Reason::UpstreamTimeout, detail)
             }
         }
     }
@@ -207,7 +206,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rej
             Err(Rejection::new(Reason::UpstreamRefused, detail).with_status(status))
         }
         429 | 500.. => {
-            let detail = format!("the upstream answered {}; send this again later", status.as_u16());
+            let detail = format!("the upstream answered {}", status.as_u16());
             let rejection = Rejection::new(Reason::UpstreamUnavailable, detail);
             Err(match retry_after(headers) {
                 Some(wait) => rejection.retry_after(wait),
@@ -215,7 +214,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rej
             })
         }
         code => {
-            let detail = format!("the upstream answered {code} to this gateway; send this again later");
+            let detail = format!("the upstream answered {code} to this gateway");
             Err(Rejection::new(Reason::UpstreamMisconfigured, detail).retry_after(Duration::from_secs(30)))
         }
     }

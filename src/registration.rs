@@ -131,9 +131,7 @@ impl Issuer {
         labels.insert(self.partition_label.clone(), identity.cluster.to_string());
         let token =
             self.signer.sign(account, &labels, self.lifetime, SystemClock.now()).map_err(|error| match error {
-                SignError::TooLong => {
-                    Rejection::new(Reason::Malformed, "the cluster's id and account are too long for a token")
-                }
+                SignError::TooLong => Rejection::new(Reason::Malformed, error.to_string()),
                 _ => Rejection::internal("the token could not be signed"),
             })?;
         let answer = TokenResponse { version: 1, token, expires_in_seconds: self.lifetime.as_secs(), labels: &labels };

@@ -80,7 +80,7 @@ impl Router {
 fn other<B>(request: &Request<B>, readiness: &Readiness) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/metrics/v1/receive" | "/upload" | "/authorize" => {
-            let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down; send this again");
+            let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down");
             let close = HeaderValue::from_static("close");
             respond::answer(&rejection.with_header(header::CONNECTION, close))
         }

@@ -251,6 +251,7 @@ async fn decode_write_requests() {
         })
         .refuses(Reason::TooLarge, move || send(Pieces::of(&[0; 1001])))
         .refuses(Reason::TooManySeries, move || send(Pieces::of(&fixtures::block(3))))
+        .refuses(Reason::TooManySamples, move || send(Pieces::of(&fixtures::block_of(1, 4))))
         .refuses(Reason::Body, move || send(Pieces::broken()))
         .refuses(Reason::BodyTimeout, move || send(Pieces::endless()))
         .refuses(Reason::Malformed, move || send(Pieces::of(b"not snappy")))
@@ -280,6 +281,31 @@ async fn decode_metric_families() {
         .refuses(Reason::InvalidSeries, move || send("up{a=\"b\",c=\"d\"} 1 NOW\n"))
         .refuses(Reason::Timestamp, move || send("up 1\n"))
         .stalls_on(|| Request::new(Pieces::endless()))
+        .check()
+        .await;
+}
+
+/// A request that nobody gave limits is not decoded without.
+#[tokio::test]
+async fn decode_within_the_requests_own_limits() {
+    fn limited<B>(body: B, series: usize, samples: usize) -> Request<B> {
+        let mut request = Request::new(body);
+        request.extensions_mut().insert(Arc::new(DecodeLimits { series, samples, ..DecodeLimits::default() }));
+        request
+    }
+    let send = |series, samples| limited(Pieces::of(&fixtures::block_of(2, 2)), series, samples);
+    Conformance::waiting(DecodeLayer::new(WriteRequestDecoder::per_request()), move || send(2, 4), unit)
+        .refuses(Reason::TooManySeries, move || send(1, 4))
+        .refuses(Reason::TooManySamples, move || send(2, 3))
+        .refuses(Reason::Internal, || Request::new(Pieces::of(&fixtures::block_of(2, 2))))
+        .check()
+        .await;
+    let decoder = MetricFamiliesDecoder::per_request().clock(ManualClock::new());
+    let text = || Pieces::of("up 1 NOW\n".repeat(2).replace("NOW", &fixtures::now()).as_bytes());
+    Conformance::waiting(DecodeLayer::new(decoder), move || limited(text(), 2, 2), unit)
+        .refuses(Reason::TooManySeries, move || limited(text(), 1, 2))
+        .refuses(Reason::TooManySamples, move || limited(text(), 2, 1))
+        .refuses(Reason::Internal, move || Request::new(text()))
         .check()
         .await;
 }

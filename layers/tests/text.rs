@@ -331,18 +331,28 @@ fn bounds_the_labels_of_a_sample() {
     };
     for value in ["", "v", "\\n"] {
         assert!(with(MAX_LABELS, value).is_ok());
-        assert_eq!(with(MAX_LABELS + 1, value), Err(TextError::TooManyLabels { line: 2, max_labels: MAX_LABELS }));
+        assert_eq!(
+            with(MAX_LABELS + 1, value),
+            Err(TextError::TooManyLabels { line: 2, labels: MAX_LABELS + 1, max_labels: MAX_LABELS })
+        );
     }
     // The bound holds ahead of what is wrong behind it.
     let text = format!("x{{{}!", "a=\"\\n\",".repeat(100_000));
     let error = record(format!("{text}\n").as_bytes()).map_err(|error| error.to_string());
-    assert_eq!(error, Err("line 1: the sample has more than 8 labels; send fewer".to_owned()));
+    assert_eq!(error, Err("line 1: the sample has 100000 labels, at most 8 are taken; drop some".to_owned()));
 
     let mut none = Recorder { events: Vec::new(), most: usize::MAX };
     assert_eq!(parse(b"x 1\nx{} 1\n", 0, &mut none), Ok(()));
     let error = parse(b"x{a=\"1\"} 1\n", 0, &mut none);
-    assert_eq!(error, Err(TextError::TooManyLabels { line: 1, max_labels: 0 }));
+    assert_eq!(error, Err(TextError::TooManyLabels { line: 1, labels: 1, max_labels: 0 }));
     assert_eq!(parse(b"x{a=\"\\n\",b=\"\\n\"} 1\n", usize::MAX, &mut none), Ok(()));
+    // They are counted, not read: quotes and braces in values are none.
+    for (labels, text) in
+        [(3, r#"x{a="}",b="\"}",c=""} 1"#), (3, r#"x{a="",b="",c="",} 1"#), (1, "x{a"), (1, r#"x{a="",b"#)]
+    {
+        let error = parse(format!("{text}\n").as_bytes(), 0, &mut none);
+        assert_eq!(error, Err(TextError::TooManyLabels { line: 1, labels, max_labels: 0 }), "{text}");
+    }
 }
 
 #[test]

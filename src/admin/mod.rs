@@ -62,7 +62,7 @@ pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) ->
             if readiness.is_ready() {
                 with_type("text/plain; charset=utf-8", "ok")
             } else {
-                answer(&Rejection::new(Reason::Overloaded, "shutting down"))
+                answer(&Rejection::new(Reason::Overloaded, "this gateway is shutting down"))
             }
         }),
         "/" => reading(request, || {

@@ -225,8 +225,10 @@ impl<C: Clock> Service<Arc<ClientCertificate>> for CertificateAuthorizer<C> {
 
     fn call(&mut self, certificate: Arc<ClientCertificate>) -> Self::Future {
         let ClientCertificate { organization: account, common_name, expires_at } = &*certificate;
-        if expires_at.is_some_and(|end| end <= self.clock.now()) {
-            let expired = "the client certificate has expired; connect again with a new one";
+        let since = expires_at.and_then(|end| self.clock.now().duration_since(end).ok());
+        if let Some(since) = since {
+            let since = since.as_secs();
+            let expired = format!("the client certificate has expired {since} s ago; connect again with a new one");
             let rejection = Rejection::new(Reason::Unauthenticated, expired);
             return ready(Err(rejection.with_header(header::CONNECTION, HeaderValue::from_static("close"))));
         }

@@ -46,6 +46,7 @@ pub struct SingleFlightLayer<T> {
     hash: KeyedHash,
     flights: Flights<T>,
     calls: Arc<Semaphore>,
+    most: usize,
 }
 
 impl<T> SingleFlightLayer<T> {
@@ -55,14 +56,15 @@ impl<T> SingleFlightLayer<T> {
             hash: KeyedHash::default(),
             flights: Flights::default(),
             calls: Arc::new(Semaphore::new(calls)),
+            most: calls,
         }
     }
 }
 
 impl<T> Clone for SingleFlightLayer<T> {
     fn clone(&self) -> Self {
-        let SingleFlightLayer { hash, flights, calls } = self;
-        SingleFlightLayer { hash: hash.clone(), flights: flights.clone(), calls: Arc::clone(calls) }
+        let SingleFlightLayer { hash, flights, calls, most } = self;
+        SingleFlightLayer { hash: hash.clone(), flights: flights.clone(), calls: Arc::clone(calls), most: *most }
     }
 }
 
@@ -106,7 +108,8 @@ where
     }
 
     fn call(&mut self, credential: C) -> Self::Future {
-        let SingleFlightLayer { hash, flights, calls } = &self.layer;
+        let SingleFlightLayer { hash, flights, calls, most } = &self.layer;
+        let most = *most;
         let flight = flights.join_or_start(hash.of(&credential), || {
             let place = Arc::clone(calls).try_acquire_owned().ok()?;
             let asking = self.authorizer.clone().oneshot(credential);
@@ -119,16 +122,16 @@ where
         Box::pin(async move {
             match flight {
                 Some(flight) => flight.outcome().await,
-                None => Err(busy()),
+                None => Err(busy(most)),
             }
         })
     }
 }
 
 /// More callers than places: the authorizer's being slow, not ours.
-pub(super) fn busy() -> Rejection {
-    Rejection::new(Reason::AuthorizerUnavailable, "too many clusters wait for the authorizer; send this again later")
-        .retry_after(Duration::from_secs(10))
+pub(super) fn busy(most: usize) -> Rejection {
+    let detail = format!("{most} calls to the authorizer are under way, as many as there may be at once");
+    Rejection::new(Reason::AuthorizerUnavailable, detail).retry_after(Duration::from_secs(10))
 }
 
 /// Keys for credentials: two keyed hashes make 128 bits, so nobody can find a token whose key is another's, and no token is kept.
@@ -209,6 +212,6 @@ pub(super) struct Flight<T>(watch::Receiver<Option<Result<T, Rejection>>>);
 impl<T: Clone> Flight<T> {
     pub(super) async fn outcome(mut self) -> Result<T, Rejection> {
         let landed = self.0.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        landed.unwrap_or_else(|| Err(Rejection::internal("the call to the authorizer broke off; send this again")))
+        landed.unwrap_or_else(|| Err(Rejection::internal("the call to the authorizer broke off")))
     }
 }

@@ -157,7 +157,7 @@ fn judge(
         StatusCode::TOO_MANY_REQUESTS => {
             let wait = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let wait = Duration::from_secs(wait.unwrap_or(300).min(3600));
-            Err(Rejection::new(Reason::AuthorizerThrottled, "the authorizer asks this cluster to come back later")
+            Err(Rejection::new(Reason::AuthorizerThrottled, "the authorizer was asked about this cluster too often")
                 .retry_after(wait))
         }
         StatusCode::UNAUTHORIZED if terms.shows_credentials && is_about_caller(headers) => Err(unavailable()),
@@ -202,7 +202,7 @@ fn refusal(status: StatusCode) -> Rejection {
 
 /// What senders hear while the authorizer is down: 503, and to come back.
 pub fn unavailable() -> Rejection {
-    Rejection::new(Reason::AuthorizerUnavailable, "the authorizer does not answer as it should; send this again later")
+    Rejection::new(Reason::AuthorizerUnavailable, "the authorizer does not answer as it should")
         .retry_after(Duration::from_secs(10))
 }
 

@@ -66,7 +66,7 @@ impl Token {
 
 /// There is no valid token: the issuer is down, or refuses us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this gateway has no valid token of its own for now; send this again later")]
+#[error("this gateway has no valid token of its own for now")]
 pub struct TokenUnavailable;
 
 impl From<TokenUnavailable> for Rejection {

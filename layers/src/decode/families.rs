@@ -15,6 +15,8 @@ pub(super) struct FamiliesBuilder<'l> {
     room: usize,
     times: Times,
     families: MetricFamilies,
+    /// Series so far, those that are over the limit among them.
+    seen: usize,
     writer: LabelWriter,
     /// The last timestamp of the family at hand: they ascend within one.
     last: i64,
@@ -49,7 +51,7 @@ impl<'l> FamiliesBuilder<'l> {
     pub(super) fn new(limits: &'l DecodeLimits, times: Times) -> Self {
         let (families, writer) = (MetricFamilies::default(), LabelWriter::default());
         let room = limits.decoded.saturating_mul(MOST_EXPANSION).min(LARGEST_PAYLOAD);
-        FamiliesBuilder { limits, room, times, families, writer, last: i64::MIN }
+        FamiliesBuilder { limits, room, times, families, seen: 0, writer, last: i64::MIN }
     }
 
     /// A family begins.
@@ -66,12 +68,11 @@ impl<'l> FamiliesBuilder<'l> {
         value: Value<'_>,
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
-        let index = self.families.points.len();
-        if index >= self.limits.series {
-            return Err(DecodeError::TooManySeries { limit: self.limits.series });
-        }
-        if index >= self.limits.samples {
-            return Err(DecodeError::TooManySamples { limit: self.limits.samples });
+        let index = self.seen;
+        self.seen += 1;
+        // Too many are counted to their end, and that is all.
+        if index >= self.limits.series.min(self.limits.samples) {
+            return Ok(());
         }
         let timestamp = self.timestamp(timestamp).map_err(|what| {
             DecodeError::Timestamp(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
@@ -101,17 +102,29 @@ impl<'l> FamiliesBuilder<'l> {
             }
         };
         if out.len() > self.room {
-            return Err(DecodeError::TooLarge { what: "body with its histograms expanded", limit: self.room });
+            return Err(DecodeError::TooLarge {
+                what: "body with its histograms expanded",
+                size: None,
+                limit: self.room,
+            });
         }
         self.families.points.push(Point { labels, value, histogram, timestamp });
         Ok(())
     }
 
-    /// The families, whole.
-    pub(super) fn finish(mut self) -> MetricFamilies {
-        let received = self.families.points.len();
-        self.families.refused.set_received(received);
-        self.families
+    /// The families, whole, where `read` is how reading them ended. Each series has one sample.
+    pub(super) fn finish(mut self, read: Result<(), DecodeError>) -> Result<MetricFamilies, DecodeError> {
+        let count = read.is_ok().then_some(self.seen as u64);
+        let DecodeLimits { series, samples, .. } = *self.limits;
+        if self.seen > series {
+            return Err(DecodeError::TooManySeries { count, limit: series });
+        }
+        if self.seen > samples {
+            return Err(DecodeError::TooManySamples { count, limit: samples });
+        }
+        read?;
+        self.families.refused.set_received(self.seen);
+        Ok(self.families)
     }
 
     fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, Cow<'static, str>> {
@@ -134,22 +147,28 @@ impl<'l> FamiliesBuilder<'l> {
         Ok(timestamp)
     }
 
-    fn check<'a>(&self, name: &str, suffix: &str, labels: impl Iterator<Item = Pair<'a>>) -> Result<(), Excess> {
-        if name.len() + suffix.len() > self.limits.label_value {
-            return Err(Excess::LabelValue);
+    fn check<'a>(
+        &self,
+        name: &str,
+        suffix: &str,
+        mut labels: impl Iterator<Item = Pair<'a>>,
+    ) -> Result<(), Excess<'a>> {
+        let len = name.len() + suffix.len();
+        if len > self.limits.label_value {
+            return Err(Excess::LabelValue(b"__name__", len));
         }
         let mut count = 1;
         let mut unrepeatable = 0u64;
-        for (name, value) in labels {
+        while let Some((name, value)) = labels.next() {
             count += 1;
             if count > self.limits.labels {
-                return Err(Excess::Labels);
+                return Err(Excess::Labels(count + labels.count()));
             }
             self.limits.check_label(name.as_bytes(), value.as_bytes())?;
             if let Some(which) = self.limits.unrepeatable.iter().position(|unrepeatable| **unrepeatable == *name) {
                 let bit = 1u64.checked_shl(which as u32).unwrap_or(0);
                 if unrepeatable & bit != 0 {
-                    return Err(Excess::Repeated);
+                    return Err(Excess::Repeated(name.as_bytes()));
                 }
                 unrepeatable |= bit;
             }

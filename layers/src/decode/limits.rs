@@ -3,7 +3,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::DecodeError;
-use crate::payload::LARGEST_PAYLOAD;
+use crate::{payload::LARGEST_PAYLOAD, rejection::excerpt};
 
 /// How much one body may hold. Whatever is over refuses the body, or the series where the decoder can go on without it.
 #[derive(Debug, Clone)]
@@ -73,41 +73,58 @@ impl Limits {
     }
 }
 
-/// Which limit one label breaks.
+/// Which limit a series' labels break, and by what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Excess {
-    Labels,
-    LabelName,
-    LabelValue,
-    NotUtf8,
-    Repeated,
+pub(super) enum Excess<'a> {
+    /// So many labels.
+    Labels(usize),
+    /// This name.
+    LabelName(&'a [u8]),
+    /// The value of the label of this name, which is so long.
+    LabelValue(&'a [u8], usize),
+    /// The label of this name.
+    NotUtf8(&'a [u8]),
+    /// The label of this name.
+    Repeated(&'a [u8]),
 }
 
 impl DecodeLimits {
     /// Whether a label's name or value is too long.
     #[inline]
-    pub(super) fn check_label(&self, name: &[u8], value: &[u8]) -> Result<(), Excess> {
+    pub(super) fn check_label<'a>(&self, name: &'a [u8], value: &[u8]) -> Result<(), Excess<'a>> {
         if name.len() > self.label_name {
-            return Err(Excess::LabelName);
+            return Err(Excess::LabelName(name));
         }
         if value.len() > self.label_value {
-            return Err(Excess::LabelValue);
+            return Err(Excess::LabelValue(name, value.len()));
         }
         Ok(())
     }
 
     /// What to tell a sender whose series is over a limit.
-    pub(super) fn explain(&self, excess: Excess) -> String {
+    pub(super) fn explain(&self, excess: Excess<'_>) -> String {
         match excess {
-            Excess::Labels => format!("it has more than {} labels; drop some", self.labels),
-            Excess::LabelName => format!("a label name is longer than {} bytes; shorten or drop it", self.label_name),
-            Excess::LabelValue => {
-                format!("a label value is longer than {} bytes; shorten or drop it", self.label_value)
-            }
-            Excess::NotUtf8 => "a label is not UTF-8; drop it".to_owned(),
-            Excess::Repeated => {
-                format!("a label of `{}` stands there twice; send it once", self.unrepeatable.join("`, `"))
-            }
+            Excess::Labels(count) => format!("it has {count} labels, at most {} are taken; drop some", self.labels),
+            Excess::LabelName(name) => format!(
+                "label name `{}` is {} bytes, at most {} are taken; shorten or drop it",
+                shown(name),
+                name.len(),
+                self.label_name
+            ),
+            Excess::LabelValue(name, len) => format!(
+                "the value of label `{}` is {len} bytes, at most {} are taken; shorten or drop it",
+                shown(name),
+                self.label_value
+            ),
+            Excess::NotUtf8(name) => format!("label `{}` is not UTF-8; drop it", shown(name)),
+            Excess::Repeated(name) => format!("label `{}` stands there twice; send it once", shown(name)),
         }
     }
+}
+
+/// The beginning of a name that need not be UTF-8.
+fn shown(name: &[u8]) -> String {
+    // Longer than an excerpt, so that this is seen to be cut.
+    let beginning = name.get(..128).unwrap_or(name);
+    excerpt(&String::from_utf8_lossy(beginning)).into_owned()
 }

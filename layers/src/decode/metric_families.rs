@@ -146,21 +146,25 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
             unpacked = snappy::framed(&body, limit)?;
             &unpacked
         } else if body.len() > limit {
-            return Err(DecodeError::TooLarge { what: "body", limit });
+            return Err(DecodeError::TooLarge { what: "body", size: Some(body.len() as u64), limit });
         } else {
             &body
         };
         let mut builder = FamiliesBuilder::new(limits, self.times());
-        if format.delimited {
-            delimited(message, &mut builder)?;
+        let read = if format.delimited {
+            delimited(message, &mut builder)
         } else {
             text::parse(message, limits.labels, &mut builder).map_err(|error| match error {
                 text::TextError::Sink { error, .. } => error,
-                text::TextError::TooManyLabels { .. } => DecodeError::InvalidSeries(error.to_string()),
+                // The name is one of ours, and none of the text's.
+                text::TextError::TooManyLabels { line, labels, max_labels } => DecodeError::InvalidSeries(format!(
+                    "line {line}: the sample has {} labels, its name among them, at most {max_labels} are taken; drop some",
+                    labels + 1
+                )),
                 other => DecodeError::Malformed(other.to_string()),
-            })?;
-        }
-        Ok(builder.finish())
+            })
+        };
+        builder.finish(read)
     }
 }
 

@@ -32,6 +32,7 @@ pub mod text;
 mod write_request;
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -40,7 +41,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, header, request::Parts};
-use http_body::Body;
+use http_body::{Body, SizeHint};
 use infogw_proto::wire::WireError;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -106,22 +107,28 @@ pub enum DecodeError {
         takes: &'static str,
     },
     /// 413: too many bytes.
-    #[error("the {what} is larger than {limit} bytes; send less at a time")]
+    #[error("the {what} is {}; send less at a time", Over { found: *size, limit: *limit, unit: "bytes" })]
     TooLarge {
         /// "body", "decoded body" or "body with its histograms expanded".
         what: &'static str,
+        /// Its size in bytes, unless it was not read to its end.
+        size: Option<u64>,
         /// The limit in bytes.
         limit: usize,
     },
     /// 413: too many series.
-    #[error("the request has more than {limit} series; send fewer at a time")]
+    #[error("the request has {}; send fewer at a time", Over { found: *count, limit: *limit, unit: "series" })]
     TooManySeries {
+        /// How many, unless what follows cannot be read.
+        count: Option<u64>,
         /// The limit.
         limit: usize,
     },
     /// 413: too many samples.
-    #[error("the request has more than {limit} samples; send fewer at a time")]
+    #[error("the request has {}; send fewer at a time", Over { found: *count, limit: *limit, unit: "samples" })]
     TooManySamples {
+        /// How many, unless what follows cannot be read.
+        count: Option<u64>,
         /// The limit.
         limit: usize,
     },
@@ -129,10 +136,10 @@ pub enum DecodeError {
     #[error("nobody set the limits of this request")]
     NoLimits,
     /// 400: the body broke off.
-    #[error("the body could not be read to its end")]
+    #[error("the body broke off; send it whole")]
     Body,
     /// 503: the body did not arrive in time.
-    #[error("the body did not arrive within {} s; send it again", .0.as_secs())]
+    #[error("the body did not arrive within {} s", .0.as_secs())]
     Timeout(Duration),
     /// 400: not what the head says it is.
     #[error("{0}")]
@@ -143,6 +150,23 @@ pub enum DecodeError {
     /// 400: series without a usable timestamp.
     #[error("{0}")]
     Timestamp(String),
+}
+
+/// A value and the limit that it is over.
+struct Over {
+    found: Option<u64>,
+    limit: usize,
+    unit: &'static str,
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Over { found, limit, unit } = self;
+        match found {
+            Some(found) => write!(f, "{found} {unit}, at most {limit} are taken"),
+            None => write!(f, "more than {limit} {unit}, the most that is taken"),
+        }
+    }
 }
 
 impl From<DecodeError> for Rejection {
@@ -237,7 +261,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let DecodeLayer { decoder, timeout } = &self.layer;
         let (head, body) = request.into_parts();
-        let state = match begin(&**decoder, &head, body.size_hint().lower()) {
+        let state = match begin(&**decoder, &head, &body.size_hint()) {
             Err(error) => State::Refused { error: Some(error) },
             Ok((format, received)) => State::Receiving {
                 body,
@@ -263,11 +287,11 @@ where
 }
 
 /// What can be said before the body is read.
-fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: u64) -> Result<(D::Format, Received), DecodeError> {
+fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: &SizeHint) -> Result<(D::Format, Received), DecodeError> {
     let format = decoder.negotiate(head)?;
     let limit = decoder.body_limit(&format).min(LARGEST_PAYLOAD);
-    if declared > limit as u64 {
-        return Err(DecodeError::TooLarge { what: "body", limit });
+    if declared.lower() > limit as u64 {
+        return Err(DecodeError::TooLarge { what: "body", size: declared.exact(), limit });
     }
     Ok((format, Received { limit, chunk: Bytes::new(), joined: BytesMut::new() }))
 }
@@ -284,7 +308,7 @@ impl Received {
         let len = data.remaining();
         let so_far = self.chunk.len() + self.joined.len();
         if len > self.limit - so_far {
-            return Err(DecodeError::TooLarge { what: "body", limit: self.limit });
+            return Err(DecodeError::TooLarge { what: "body", size: None, limit: self.limit });
         }
         if so_far == 0 {
             self.chunk = data.copy_to_bytes(len);

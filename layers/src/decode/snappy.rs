@@ -20,7 +20,7 @@ pub(super) fn block(body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
         )));
     }
     if declared > limit {
-        return Err(DecodeError::TooLarge { what: "decoded body", limit });
+        return Err(DecodeError::TooLarge { what: "decoded body", size: Some(declared as u64), limit });
     }
     snap::raw::Decoder::new().decompress_vec(body).map_err(malformed)
 }
@@ -33,7 +33,7 @@ pub(super) fn framed(body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> 
         DecodeError::Malformed("the body is not snappy in its framed format; send it whole and framed".to_owned())
     })?;
     if decoded.len() > limit {
-        return Err(DecodeError::TooLarge { what: "decoded body", limit });
+        return Err(DecodeError::TooLarge { what: "decoded body", size: None, limit });
     }
     Ok(decoded)
 }

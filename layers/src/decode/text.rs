@@ -364,7 +364,7 @@ fn read_labels<'l, E>(
             return Ok(behind);
         }
         if labels.len() >= max_labels {
-            return Err(Fault::TooManyLabels);
+            return Err(Fault::TooManyLabels(labels.len() + count_labels(rest).max(1)));
         }
         let name;
         (name, rest) = read_label_name(rest)?;
@@ -389,6 +389,25 @@ fn read_labels<'l, E>(
             }
         }
     }
+}
+
+/// How many values in quotes there are up to the closing brace, for a message.
+#[cold]
+fn count_labels(text: &str) -> usize {
+    let (mut values, mut quoted, mut bytes) = (0, false, text.bytes());
+    while let Some(byte) = bytes.next() {
+        match byte {
+            // What it escapes is no quote.
+            b'\\' if quoted => drop(bytes.next()),
+            b'"' => {
+                values += usize::from(quoted);
+                quoted = !quoted;
+            }
+            b'}' if !quoted => break,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// Reads a name and its `=`.
@@ -437,7 +456,7 @@ fn read_label_value<'l, E>(
         return Ok((Label { name, value }, behind));
     }
     // Cannot run out: there are as many buffers as labels that need one.
-    let buffer = unescaped.next().ok_or(Fault::TooManyLabels)?;
+    let buffer = unescaped.next().ok_or_else(|| Fault::malformed(format_args!("too many values with escapes")))?;
     buffer.clear();
     loop {
         let (plain, at_special) = split(rest, special(rest)?);

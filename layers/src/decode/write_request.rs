@@ -67,7 +67,11 @@ fn decode(limits: &DecodeLimits, body: Bytes) -> Result<WriteRequest, DecodeErro
 
 fn walk(limits: &DecodeLimits, source: Vec<u8>, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
     if source.len() > LARGEST_PAYLOAD {
-        return Err(DecodeError::TooLarge { what: "decoded body", limit: LARGEST_PAYLOAD });
+        return Err(DecodeError::TooLarge {
+            what: "decoded body",
+            size: Some(source.len() as u64),
+            limit: LARGEST_PAYLOAD,
+        });
     }
     let mut walk = Walk {
         limits,
@@ -158,7 +162,18 @@ impl Walk<'_> {
                     cursor.expect(field, WireType::Len)?;
                     let content = cursor.bytes()?;
                     let whole = Span::new(start, cursor.offset());
+                    self.seen += 1;
+                    if self.seen > self.limits.series {
+                        let more = count_on(&mut cursor, |_| Some(1));
+                        let count = more.map(|more| self.seen as u64 + more);
+                        return Err(DecodeError::TooManySeries { count, limit: self.limits.series });
+                    }
                     self.one_series(source, whole, cursor.offset() - content.len(), field.overlong)?;
+                    if self.samples > self.limits.samples {
+                        let more = count_on(&mut cursor, count_samples);
+                        let count = more.map(|more| self.samples as u64 + more);
+                        return Err(DecodeError::TooManySamples { count, limit: self.limits.samples });
+                    }
                 }
                 // Metadata, reserved and unknown fields: carried along.
                 number => {
@@ -173,16 +188,9 @@ impl Walk<'_> {
     }
 
     fn one_series(&mut self, source: &[u8], whole: Span, start: usize, overlong: bool) -> Result<(), DecodeError> {
-        let index = self.seen;
-        self.seen += 1;
-        if self.seen > self.limits.series {
-            return Err(DecodeError::TooManySeries { limit: self.limits.series });
-        }
+        let index = self.seen - 1;
         let found = self.scan(source, Span::new(start, whole.end as usize))?;
         self.samples = self.samples.saturating_add(found.samples as usize);
-        if self.samples > self.limits.samples {
-            return Err(DecodeError::TooManySamples { limit: self.limits.samples });
-        }
         let mut excess = found.excess;
         let mut flags = if overlong { flag::REFRAME } else { 0 };
         let (mut labels, mut rest) = (found.labels, found.rest);
@@ -210,7 +218,7 @@ impl Walk<'_> {
     }
 
     /// Checks a series' fields and finds where its labels and its rest are.
-    fn scan(&self, source: &[u8], series: Span) -> Result<Found, WireError> {
+    fn scan<'s>(&self, source: &'s [u8], series: Span) -> Result<Found<'s>, WireError> {
         let at = series.start as usize;
         let mut cursor = Cursor::within(series.of(source), at);
         let empty = Span::new(at, at);
@@ -219,14 +227,16 @@ impl Walk<'_> {
         let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
         loop {
             let start = cursor.offset();
-            let Some(field) = cursor.field()? else { return Ok(found) };
+            let Some(field) = cursor.field()? else {
+                if count > self.limits.labels {
+                    found.excess = Some(Excess::Labels(count));
+                }
+                return Ok(found);
+            };
             if field.number == 1 {
                 let content = length_delimited(&mut cursor, field)?;
                 let label = label(content, cursor.offset() - content.len())?;
                 count += 1;
-                if count > self.limits.labels {
-                    found.excess.get_or_insert(Excess::Labels);
-                }
                 if let Err(excess) = self.limits.check_label(label.name, label.value) {
                     found.excess.get_or_insert(excess);
                 }
@@ -256,7 +266,7 @@ impl Walk<'_> {
     }
 
     /// Writes the series' labels anew, in canonical form.
-    fn rewrite_labels(&mut self, source: &[u8], series: Span) -> Result<Result<Span, Excess>, WireError> {
+    fn rewrite_labels<'s>(&mut self, source: &'s [u8], series: Span) -> Result<Result<Span, Excess<'s>>, WireError> {
         let mut cursor = Cursor::within(series.of(source), series.start as usize);
         self.writer.begin(&self.side);
         while let Some(field) = cursor.field()? {
@@ -267,31 +277,31 @@ impl Walk<'_> {
             let content = cursor.bytes()?;
             let label = label(content, cursor.offset() - content.len())?;
             if std::str::from_utf8(label.name).is_err() || std::str::from_utf8(label.value).is_err() {
-                return Ok(Err(Excess::NotUtf8));
+                return Ok(Err(Excess::NotUtf8(label.name)));
             }
             self.writer.push(&mut self.side, label.name, label.value);
         }
         let block = self.writer.finish(&mut self.side);
-        Ok(if self.repeats_unrepeatable(source, series)? { Err(Excess::Repeated) } else { Ok(block) })
+        Ok(self.repeated(source, series)?.map_or(Ok(block), |name| Err(Excess::Repeated(name))))
     }
 
-    /// Looks at the labels as they were sent: an empty repeat is a repeat, too.
-    fn repeats_unrepeatable(&self, source: &[u8], series: Span) -> Result<bool, WireError> {
+    /// The label that repeats and must not. Looks at the labels as they were sent: an empty repeat is a repeat, too.
+    fn repeated<'s>(&self, source: &'s [u8], series: Span) -> Result<Option<&'s [u8]>, WireError> {
         for unrepeatable in &self.limits.unrepeatable {
             let mut cursor = Cursor::within(series.of(source), series.start as usize);
-            let mut times = 0;
+            let mut seen = false;
             while let Some(field) = cursor.field()? {
                 if field.number == 1 {
-                    times += usize::from(label(cursor.bytes()?, 0)?.name == unrepeatable.as_bytes());
+                    let name = label(cursor.bytes()?, 0)?.name;
+                    if name == unrepeatable.as_bytes() && std::mem::replace(&mut seen, true) {
+                        return Ok(Some(name));
+                    }
                 } else {
                     cursor.skip(field.wire)?;
                 }
             }
-            if times > 1 {
-                return Ok(true);
-            }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Brings together what stands between labels.
@@ -309,15 +319,39 @@ impl Walk<'_> {
     }
 }
 
+/// What `count` says of all series that follow, in sum. Nothing is kept, and the first that cannot be read ends it.
+#[cold]
+fn count_on(cursor: &mut Cursor<'_>, count: impl Fn(&[u8]) -> Option<u64>) -> Option<u64> {
+    let mut sum = 0;
+    while let Some(field) = cursor.field().ok()? {
+        if field.number == 1 {
+            sum += count(length_delimited(cursor, field).ok()?)?;
+        } else {
+            cursor.skip(field.wire).ok()?;
+        }
+    }
+    Some(sum)
+}
+
+fn count_samples(series: &[u8]) -> Option<u64> {
+    let mut cursor = Cursor::new(series);
+    let mut samples = 0;
+    while let Some(field) = cursor.field().ok()? {
+        samples += u64::from(matches!(field.number, 2 | 4));
+        cursor.skip(field.wire).ok()?;
+    }
+    Some(samples)
+}
+
 /// What a scan of one series found.
-struct Found {
+struct Found<'s> {
     labels: Span,
     rest: Span,
     /// The labels are one canonical block, but for UTF-8.
     canonical: bool,
     /// The rest is not in one piece.
     scattered: bool,
-    excess: Option<Excess>,
+    excess: Option<Excess<'s>>,
     samples: u32,
 }
 

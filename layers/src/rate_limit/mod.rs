@@ -29,6 +29,7 @@ pub mod limiter;
 pub mod shared;
 
 use std::{
+    fmt::Write as _,
     future::{Ready, ready},
     mem,
     pin::Pin,
@@ -315,7 +316,7 @@ where
             Charged::Unknown => State::refused(Rejection::internal("nobody can be charged for this request").by(NAME)),
             Charged::Due(Due { key, cost, quota }) => State::Taking {
                 taking: limiter.try_take(key.as_ref(), cost, &quota, clock.monotonic()),
-                rest: Some(Rest { inner, request, quota, refusal: refusal::<C, R> }),
+                rest: Some(Rest { inner, request, cost, quota, refusal: refusal::<C, R> }),
             },
         };
         let refund = Refund { limiter: limiter.clone(), permit: None, floor: *refund_floor, clock: clock.clone() };
@@ -331,7 +332,7 @@ impl<S: Describe<R>, C, L, O, K, R> Describe<R> for RateLimit<S, C, L, O, K> {
 }
 
 /// The answer to a refused attempt, in the charge's words.
-fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
+fn refusal<C: Charge<R>, R>(refused: &Refused, cost: u32, quota: &Quota) -> Rejection {
     let (unit, burst) = (C::UNIT, quota.burst());
     let s = if burst.get() == 1 { "" } else { "s" };
     match refused {
@@ -345,9 +346,11 @@ fn refusal<C: Charge<R>, R>(refused: &Refused, quota: &Quota) -> Rejection {
                 }
                 _ => format!("one more every {period:?}"),
             };
-            let seconds = retry_after.as_secs() + 1;
-            let detail =
-                format!("over the rate limit of {burst} {unit}{s} at once and {earned}; come back in {seconds} s");
+            let mut detail = format!("over the rate limit of {burst} {unit}{s} at once and {earned}");
+            if cost > 1 {
+                // Writing to a String cannot fail.
+                let _ = write!(detail, "; this is {cost} {unit}s");
+            }
             Rejection::new(Reason::RateLimited, detail).retry_after(*retry_after)
         }
         Refused::Never { cost, .. } => Rejection::new(
@@ -372,8 +375,9 @@ fn calling<S: Service<R>, L: Limiter, R>(mut inner: S, request: R) -> State<S, L
 struct Rest<S, R> {
     inner: S,
     request: R,
+    cost: u32,
     quota: Quota,
-    refusal: fn(&Refused, &Quota) -> Rejection,
+    refusal: fn(&Refused, u32, &Quota) -> Rejection,
 }
 
 /// What a refund takes.
@@ -450,12 +454,12 @@ where
                             this.refund.permit = Some(permit);
                             calling(inner, request)
                         }
-                        (Err(refused), Some(Rest { quota, refusal, .. })) => {
+                        (Err(refused), Some(Rest { cost, quota, refusal, .. })) => {
                             this.observer.observe(&match refused {
                                 Refused::Later { .. } => RateLimitEvent::TooSoon,
                                 Refused::Never { .. } => RateLimitEvent::TooMuch,
                             });
-                            State::refused(refusal(&refused, &quota).by(NAME))
+                            State::refused(refusal(&refused, cost, &quota).by(NAME))
                         }
                         // Polled again after completion, which futures need not bear.
                         (_, None) => return Poll::Pending,
@@ -523,10 +527,10 @@ mod tests {
             let period = Duration::from_nanos((1e9_f64 / rate).ceil() as u64);
             let quota = Quota::new(period, NonZeroU32::MIN).unwrap();
             let refused = Refused::Later { retry_after: Duration::from_millis(100) };
-            assert_eq!(
-                refusal::<ByAnything, ()>(&refused, &quota).detail(),
-                format!("over the rate limit of 1 request at once and {earned}; come back in 1 s")
-            );
+            let said = format!("over the rate limit of 1 request at once and {earned}");
+            assert_eq!(refusal::<ByAnything, ()>(&refused, 1, &quota).detail(), said);
+            let said = format!("{said}; this is 7 requests");
+            assert_eq!(refusal::<ByAnything, ()>(&refused, 7, &quota).detail(), said);
         }
     }
 }

@@ -151,7 +151,13 @@ pub(crate) fn write_request(clusters: &[&str]) -> WriteRequest {
 
 /// A snappy block of `series` series.
 pub(crate) fn block(series: usize) -> Vec<u8> {
-    let message = Message { timeseries: vec![TimeSeries::default(); series], ..Default::default() };
+    block_of(series, 0)
+}
+
+/// As [`block`], with so many samples in each.
+pub(crate) fn block_of(series: usize, samples: usize) -> Vec<u8> {
+    let one = TimeSeries { samples: vec![Sample { value: 1.0, timestamp: 1 }; samples], ..Default::default() };
+    let message = Message { timeseries: vec![one; series], ..Default::default() };
     snap::raw::Encoder::new().compress_vec(&message.encode_to_vec()).unwrap()
 }
 

@@ -45,7 +45,7 @@ async fn a_body_has_its_time_and_no_more() {
     let rejection = service.clone().oneshot(Request::new(Pieces::endless())).await.unwrap_err();
     assert_eq!(began.elapsed(), 30 * SECOND);
     assert_eq!((rejection.reason(), rejection.status().as_u16()), (Reason::BodyTimeout, 503));
-    assert_eq!(rejection.detail(), "the body did not arrive within 30 s; send it again");
+    assert_eq!(rejection.detail(), "the body did not arrive within 30 s");
     assert!(handle.poll_request().is_pending(), "the service inside was called");
 
     // One that makes it: from then on the time is the inner service's own.

@@ -8,7 +8,7 @@ use infogw_layers::{
     payload::{MetricFamilies, SeriesSet, WriteRequest},
     rejection::{Reason, Rejection},
 };
-use infogw_proto::prometheus as prom;
+use infogw_proto::{client as io, prometheus as prom};
 use prost::Message;
 
 use crate::{DELIMITED, TEXT, block, families, framed};
@@ -57,10 +57,77 @@ fn refused<T>(answer: Result<T, DecodeError>, reason: Reason, line: &str) {
 fn too_many_series_refuse_a_write_request() {
     let up = || series(&[("__name__", "up")]);
     assert_eq!(receive(vec![up(); 3]).unwrap().series(), 3);
-    let line = "the request has more than 3 series; send fewer at a time";
+    let line = "the request has 4 series, at most 3 are taken; send fewer at a time";
     refused(receive(vec![up(); 4]), Reason::TooManySeries, line);
     // A refused series counts, too: refusing costs as much as taking.
     refused(receive(vec![series(&[("__name__", "far too long for this")]); 4]), Reason::TooManySeries, line);
+}
+
+/// A series over the limit ends the reading; what follows is counted as far as it can be.
+#[test]
+fn what_is_over_is_counted() {
+    let many = prom::WriteRequest { timeseries: vec![series(&[("__name__", "up")]); 9], ..Default::default() };
+    let message = [many.encode_to_vec(), crate::bytes::bytes_field(15, b"x"), many.encode_to_vec()].concat();
+    let wide = DecodeLimits { decoded: 10_000, body: 10_000, ..limits() };
+    let decode = |message: &[u8]| WriteRequestDecoder::new(wide.clone()).decode_block(block(message));
+    let line = "the request has 18 series, at most 3 are taken; send fewer at a time";
+    refused(decode(&message), Reason::TooManySeries, line);
+    let line = "the request has more than 3 series, the most that is taken; send fewer at a time";
+    refused(decode(&message[..message.len() - 1]), Reason::TooManySeries, line);
+
+    let text = |count: usize| (0..count).map(|n| format!("up{{a=\"{n}\"}} 1 {}\n", at(0))).collect::<String>();
+    let upload = |text: String| {
+        families(&MetricFamiliesDecoder::new(wide.clone()).clock(ManualClock::new()), TEXT, "", text.into())
+    };
+    let line = "the request has 50 series, at most 3 are taken; send fewer at a time";
+    refused(upload(text(50)), Reason::TooManySeries, line);
+    // What is wrong with those that are over says nothing.
+    let line = "the request has 5 series, at most 3 are taken; send fewer at a time";
+    refused(upload(text(4) + "far_too_long_a_name 1\n"), Reason::TooManySeries, line);
+    let line = "the request has more than 3 series, the most that is taken; send fewer at a time";
+    refused(upload(text(4) + "what?\n"), Reason::TooManySeries, line);
+}
+
+#[test]
+fn samples_are_counted_across_series() {
+    let with = |samples: usize, histograms: usize| prom::TimeSeries {
+        samples: vec![prom::Sample { value: 1.0, timestamp: 1 }; samples],
+        histograms: vec![prom::Histogram::default(); histograms],
+        ..series(&[("__name__", "up")])
+    };
+    let limits = DecodeLimits { samples: 5, series: 10, body: 10_000, decoded: 10_000, ..limits() };
+    let receive = |timeseries| {
+        let message = prom::WriteRequest { timeseries, ..Default::default() }.encode_to_vec();
+        WriteRequestDecoder::new(limits.clone()).decode_block(block(&message))
+    };
+    assert_eq!(receive(vec![with(2, 1), with(0, 0), with(1, 1)]).unwrap().samples(), 5);
+    let line = |count| format!("the request has {count} samples, at most 5 are taken; send fewer at a time");
+    refused(receive(vec![with(2, 1), with(2, 1), with(9, 9)]), Reason::TooManySamples, &line(24));
+    refused(receive(vec![with(6, 0)]), Reason::TooManySamples, &line(6));
+    // Those of refused series, too.
+    let long = prom::TimeSeries { labels: series(&[("__name__", "far too long for this")]).labels, ..with(3, 0) };
+    refused(receive(vec![long; 2]), Reason::TooManySamples, &line(6));
+
+    // Of families each series that they become has one: a histogram of two buckets makes five.
+    let decoder = || MetricFamiliesDecoder::new(limits.clone()).clock(ManualClock::new());
+    let upload = |text: String| families(&decoder(), TEXT, "", text.into());
+    let text = |count: usize| (0..count).map(|n| format!("up{{a=\"{n}\"}} 1 {}\n", at(0))).collect::<String>();
+    assert_eq!(upload(text(5)).unwrap().samples(), 5);
+    refused(upload(text(6)), Reason::TooManySamples, &line(6));
+    let histogram = |buckets: usize| {
+        let bucket = |bound| io::Bucket { upper_bound: Some(f64::from(bound)), ..Default::default() };
+        let bucket = (0..buckets as u32).map(bucket).collect();
+        let metric = io::Metric {
+            timestamp_ms: Some(at(0)),
+            histogram: Some(io::Histogram { bucket, ..Default::default() }),
+            ..Default::default()
+        };
+        let (name, r#type) = (Some("h".to_owned()), Some(io::MetricType::Histogram as i32));
+        io::MetricFamily { name, r#type, metric: vec![metric], ..Default::default() }.encode_length_delimited_to_vec()
+    };
+    let expand = |buckets| families(&decoder(), DELIMITED, "", histogram(buckets).into());
+    assert_eq!(expand(2).unwrap().samples(), 5);
+    refused(expand(3), Reason::TooManySamples, &line(6));
 }
 
 /// In a write request a series over a limit is left out, its neighbours stay, and the first one is told of.
@@ -71,15 +138,21 @@ fn a_series_over_a_limit_is_left_out() {
         [&message[..at], b"\xff\xfe\xfd\xfc", &message[at + 4..]].concat()
     };
     let rows: [(&[(&str, &str)], &str); 9] = [
-        (&[("__name__", "up"), ("a", "1"), ("b", "2"), ("c", "3")], "it has more than 3 labels; drop some"),
-        (&[("123456789", "x"), ("__name__", "up")], "a label name is longer than 8 bytes; shorten or drop it"),
-        (&[("__name__", "up"), ("a", "12345678901")], "a label value is longer than 10 bytes; shorten or drop it"),
-        (&[("__name__", "up"), ("_id", "c1"), ("_id", "c2")], "a label of `_id` stands there twice; send it once"),
-        (&[("_id", "c1"), ("__name__", "up"), ("_id", "c1")], "a label of `_id` stands there twice; send it once"),
-        (&[("__name__", "up"), ("_id", "c1"), ("_id", "")], "a label of `_id` stands there twice; send it once"),
-        (&[("_id", ""), ("_id", "c1"), ("__name__", "up")], "a label of `_id` stands there twice; send it once"),
-        (&[("__name__", "up"), ("a", "what")], "a label is not UTF-8; drop it"),
-        (&[("what", "a"), ("__name__", "up")], "a label is not UTF-8; drop it"),
+        (&[("__name__", "up"), ("a", "1"), ("b", "2"), ("c", "3")], "it has 4 labels, at most 3 are taken; drop some"),
+        (
+            &[("123456789", "x"), ("__name__", "up")],
+            "label name `123456789` is 9 bytes, at most 8 are taken; shorten or drop it",
+        ),
+        (
+            &[("__name__", "up"), ("a", "12345678901")],
+            "the value of label `a` is 11 bytes, at most 10 are taken; shorten or drop it",
+        ),
+        (&[("__name__", "up"), ("_id", "c1"), ("_id", "c2")], "label `_id` stands there twice; send it once"),
+        (&[("_id", "c1"), ("__name__", "up"), ("_id", "c1")], "label `_id` stands there twice; send it once"),
+        (&[("__name__", "up"), ("_id", "c1"), ("_id", "")], "label `_id` stands there twice; send it once"),
+        (&[("_id", ""), ("_id", "c1"), ("__name__", "up")], "label `_id` stands there twice; send it once"),
+        (&[("__name__", "up"), ("a", "what")], "label `a` is not UTF-8; drop it"),
+        (&[("what", "a"), ("__name__", "up")], "label `\u{fffd}\u{fffd}\u{fffd}\u{fffd}` is not UTF-8; drop it"),
     ];
     for (labels, what) in rows {
         let good = || series(&[("__name__", "good"), ("a", "1234567890"), ("_id", "c1")]);
@@ -112,14 +185,14 @@ fn one_series_over_a_limit_refuses_families() {
     let now = at(0);
     let line = |what: &str| format!("series 2 `up`: {what}");
     let rows = [
-        ("up{a=\"1\",b=\"2\",c=\"3\"} 1 NOW", line("it has more than 3 labels; drop some")),
-        ("up{a23456789=\"x\"} 1 NOW", line("a label name is longer than 8 bytes; shorten or drop it")),
-        ("up{a=\"12345678901\"} 1 NOW", line("a label value is longer than 10 bytes; shorten or drop it")),
-        ("up{_id=\"c1\",_id=\"c2\"} 1 NOW", line("a label of `_id` stands there twice; send it once")),
-        ("up{_id=\"c1\",_id=\"\"} 1 NOW", line("a label of `_id` stands there twice; send it once")),
+        ("up{a=\"1\",b=\"2\",c=\"3\"} 1 NOW", line("it has 4 labels, at most 3 are taken; drop some")),
+        ("up{a23456789=\"x\"} 1 NOW", line("label name `a23456789` is 9 bytes, at most 8 are taken; shorten or drop it")),
+        ("up{a=\"12345678901\"} 1 NOW", line("the value of label `a` is 11 bytes, at most 10 are taken; shorten or drop it")),
+        ("up{_id=\"c1\",_id=\"c2\"} 1 NOW", line("label `_id` stands there twice; send it once")),
+        ("up{_id=\"c1\",_id=\"\"} 1 NOW", line("label `_id` stands there twice; send it once")),
         (
             "up234567890 1 NOW",
-            "series 2 `up234567890`: a label value is longer than 10 bytes; shorten or drop it".to_owned(),
+            "series 2 `up234567890`: the value of label `__name__` is 11 bytes, at most 10 are taken; shorten or drop it".to_owned(),
         ),
     ];
     for (second, line) in rows {
@@ -128,7 +201,11 @@ fn one_series_over_a_limit_refuses_families() {
     }
     let text = |count: usize| (0..count).map(|n| format!("up{{a=\"{n}\"}} 1 {now}\n")).collect::<String>();
     assert_eq!(upload(&text(3)).unwrap().series(), 3);
-    refused(upload(&text(4)), Reason::TooManySeries, "the request has more than 3 series; send fewer at a time");
+    refused(
+        upload(&text(4)),
+        Reason::TooManySeries,
+        "the request has 4 series, at most 3 are taken; send fewer at a time",
+    );
 }
 
 #[test]
@@ -153,18 +230,19 @@ fn timestamps_are_there_fresh_and_ascending() {
 #[test]
 fn bytes_are_counted_before_and_after_decompression() {
     let text = |len: usize| format!("#{}\n", "x".repeat(len - 2));
-    let too_large = |what, limit| format!("the {what} is larger than {limit} bytes; send less at a time");
+    let too_large = |what| format!("the {what} is 301 bytes, at most 300 are taken; send less at a time");
+    let more = "the decoded body is more than 300 bytes, the most that is taken; send less at a time";
     upload(&text(300)).unwrap();
-    refused(upload(&text(301)), Reason::TooLarge, &too_large("body", 300));
+    refused(upload(&text(301)), Reason::TooLarge, &too_large("body"));
     let packed =
         |text: String| families(&MetricFamiliesDecoder::new(limits()), TEXT, "snappy", framed(text.as_bytes()));
     packed(text(300)).unwrap();
-    refused(packed(text(301)), Reason::TooLarge, &too_large("decoded body", 300));
+    refused(packed(text(301)), Reason::TooLarge, more);
 
     let unknown = |len: usize| crate::bytes::bytes_field(15, &vec![0; len - 3]);
     let receive = |message: Vec<u8>| WriteRequestDecoder::new(limits()).decode_block(block(&message));
     receive(unknown(300)).unwrap();
-    refused(receive(unknown(301)), Reason::TooLarge, &too_large("decoded body", 300));
+    refused(receive(unknown(301)), Reason::TooLarge, &too_large("decoded body"));
 
     // 4 GB claimed by six bytes.
     let claim = b"\xff\xff\xff\xff\x0f\x00".to_vec();

@@ -387,7 +387,7 @@ where
             Some(flight) => CachedFuture::waiting(self.found_out(flight, None)),
             None => {
                 observer.observe(&CacheEvent::Shed);
-                CachedFuture::at_hand(Err(busy()))
+                CachedFuture::at_hand(Err(busy(kept.config.calls)))
             }
         }
     }
@@ -473,7 +473,7 @@ where
                 }
                 (Some(Err(rejection)), None) => Err(rejection),
                 // Only those wait for a while who have something to fall back on.
-                (None, None) => Err(busy()),
+                (None, None) => Err(busy(kept.config.calls)),
             }
         }
     }

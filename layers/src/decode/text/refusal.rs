@@ -15,10 +15,12 @@ pub enum TextError<E> {
         detail: String,
     },
     /// A sample has too many labels.
-    #[error("line {line}: the sample has more than {max_labels} labels; send fewer")]
+    #[error("line {line}: the sample has {labels} labels, at most {max_labels} are taken; drop some")]
     TooManyLabels {
         /// The line, from 1.
         line: usize,
+        /// How many it has, its name not counted.
+        labels: usize,
         /// The most that a sample may have, its name not counted.
         max_labels: usize,
     },
@@ -50,7 +52,8 @@ impl<E> TextError<E> {
 /// What is wrong with a line, whichever it is.
 pub(super) enum Fault<E> {
     Malformed(String),
-    TooManyLabels,
+    /// So many.
+    TooManyLabels(usize),
     Sink(E),
 }
 
@@ -69,7 +72,7 @@ impl<E> Fault<E> {
                 }
                 TextError::malformed(number, detail)
             }
-            Fault::TooManyLabels => TextError::TooManyLabels { line: number, max_labels },
+            Fault::TooManyLabels(labels) => TextError::TooManyLabels { line: number, labels, max_labels },
             Fault::Sink(error) => TextError::Sink { line: number, error },
         }
     }
