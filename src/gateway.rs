@@ -1,17 +1,18 @@
 //! A gateway's life: bind, serve, reload, drain.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
     client::{CONNECT, Clients, client},
-    config::{Authorizer, Config},
+    config::{Authorizer, ClientInfoFile, Config},
     credentials::token_source,
     route::Router,
     server::{self, Listener},
     tls::{Live, ServerFiles},
+    watch::Followed,
 };
 
 /// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
@@ -46,6 +47,7 @@ pub struct Gateway {
     internal: Listener,
     readiness: Readiness,
     metrics: &'static Metrics,
+    reloader: Reloader,
     /// Those who follow files.
     followers: JoinSet<()>,
 }
@@ -84,6 +86,7 @@ impl Gateway {
             ),
             readiness,
             metrics,
+            reloader: Reloader::new(config),
             followers,
         })
     }
@@ -104,15 +107,20 @@ impl Gateway {
         self.internal.address()
     }
 
+    /// Has its files read again.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
-        let Gateway { router, public, internal, readiness, metrics, followers: _followers } = self;
+        let Gateway { router, public, internal, readiness, metrics, reloader, followers: _followers } = self;
         let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
         let internal = server::serve(internal, internal_stopped, INTERNAL_GRACE, move |request| {
-            let response = admin::internal(&request, &ready, metrics);
-            async move { response }
+            let (ready, reloader) = (ready.clone(), reloader.clone());
+            async move { admin::internal(&request, &ready, metrics, &reloader).await }
         });
         let internal = tokio::spawn(internal);
         let public = server::serve(public, public_stopped, GRACE, move |request| router.clone().answer(request));
@@ -161,17 +169,34 @@ pub fn warn_about(config: &Config) {
     }
 }
 
-/// Has rules, keys and TLS files read again and put in force; on a fault the old ones stay. Waits for none of that.
-pub fn reload(config: &Config) {
-    config.tls.ask_to_reload();
-    if let Some(oidc) = &config.oidc {
-        oidc.tls.ask_to_reload();
+/// Has all files read again: policy, keys, certificates.
+#[derive(Debug, Clone)]
+pub struct Reloader(Arc<[Followed]>);
+
+impl Reloader {
+    /// Of the files that `config` names.
+    pub fn new(config: &Config) -> Self {
+        let files = config.tls.followed().chain(config.oidc.iter().map(|oidc| oidc.tls.followed()));
+        let files = files.chain([config.keys.followed()]);
+        let files =
+            files.chain(config.client_info.iter().map(ClientInfoFile::followed)).chain([config.policy.followed()]);
+        Reloader(files.cloned().collect())
     }
-    config.keys.ask_to_reload();
-    if let Some(client_info) = &config.client_info {
-        client_info.ask_to_reload();
+
+    /// Has what they hold put in force; on a fault the old stays. It begins at once, and need not be waited for.
+    ///
+    /// # Errors
+    /// The future's: what is wrong with each that is not in force.
+    pub fn reload(&self) -> impl Future<Output = Result<(), Vec<String>>> + Send + use<> {
+        let asked: Vec<_> = self.0.iter().map(Followed::ask).collect();
+        async move {
+            let mut faults = Vec::new();
+            for told in asked {
+                faults.extend(told.await.err());
+            }
+            if faults.is_empty() { Ok(()) } else { Err(faults) }
+        }
     }
-    config.policy.ask_to_reload();
 }
 
 /// Binds the first of `addresses` that can be had.

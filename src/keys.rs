@@ -124,9 +124,9 @@ impl Keyring {
         self.followed.follow(tasks, move || reading.reload(), tell);
     }
 
-    /// Has the files read again by whoever [follows](Self::follow) them.
-    pub fn ask_to_reload(&self) {
-        self.followed.ask();
+    /// The files, to be read again when somebody asks.
+    pub fn followed(&self) -> &Followed {
+        &self.followed
     }
 
     /// Reads the files again and puts what they hold in force. Returns whether that is anything new.

@@ -53,12 +53,14 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let mut hangup = signal(SignalKind::hangup())?;
     let stop = until_told_to_stop();
     tracing::info!(external = %public, internal = %internal, "starting infogw-proxy");
+    let reloader = gateway.reloader();
     let serving = gateway.serve(stop);
     tokio::pin!(serving);
     loop {
         tokio::select! {
             () = &mut serving => return Ok(()),
-            _ = hangup.recv() => gateway::reload(config),
+            // What comes of it is logged.
+            _ = hangup.recv() => drop(reloader.reload()),
         }
     }
 }

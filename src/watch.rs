@@ -7,9 +7,10 @@
 
 use std::{
     collections::BTreeSet,
+    fmt::Display,
     hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, mpsc, oneshot},
     task::{JoinSet, spawn_blocking},
     time::{sleep, timeout},
 };
@@ -126,52 +127,97 @@ impl Files {
 #[derive(Debug, Clone)]
 pub struct Followed {
     files: Files,
-    asked: Arc<Notify>,
+    askers: mpsc::UnboundedSender<Asker>,
+    /// Taken by whoever follows.
+    asked: Arc<Mutex<Option<mpsc::UnboundedReceiver<Asker>>>>,
 }
+
+/// Whom to tell what came of a reading.
+type Asker = oneshot::Sender<Result<(), String>>;
 
 impl Followed {
     /// Looks at the files as they are now: make this before reading them.
     pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        Followed { files: Files::new(paths), asked: Arc::default() }
+        let (askers, asked) = mpsc::unbounded_channel();
+        Followed { files: Files::new(paths), askers, asked: Arc::new(Mutex::new(Some(asked))) }
     }
 
-    /// Has them read by whoever [follows](Self::follow) them, even if nothing has changed.
-    pub fn ask(&self) {
-        self.asked.notify_one();
+    /// Has them read by whoever [follows](Self::follow) them, even if nothing has changed. What comes of it can be waited for, or not.
+    ///
+    /// # Errors
+    /// The future's: why what they hold is not in force.
+    pub fn ask(&self) -> impl Future<Output = Result<(), String>> + Send + use<> {
+        let (asker, told) = oneshot::channel();
+        // Nobody may be following: then the asker is dropped, and that is told.
+        let asked = self.files.paths.is_empty() || self.askers.send(asker).is_ok();
+        let paths = Arc::clone(&self.files.paths);
+        async move {
+            if paths.is_empty() {
+                return Ok(());
+            }
+            match told.await {
+                Ok(outcome) if asked => outcome,
+                _ => {
+                    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                    Err(format!("{} cannot be read again while this runs", paths.join(", ")))
+                }
+            }
+        }
     }
 
     /// Calls `read` each time, which may wait for the disk, and tells what came of it, in one of `tasks`. One of the clones has to.
     ///
     /// Where one of them is not a regular file none is followed: reading a pipe again waits for a writer that never comes.
-    pub fn follow<R: Send + 'static>(
+    pub fn follow<T: Send + 'static, E: Display + Send + 'static>(
         &self,
         tasks: &mut JoinSet<()>,
-        read: impl Fn() -> R + Clone + Send + 'static,
-        tell: impl Fn(R) + Send + 'static,
+        read: impl Fn() -> Result<T, E> + Clone + Send + 'static,
+        tell: impl Fn(Result<T, E>) + Send + 'static,
     ) {
-        let Followed { mut files, asked } = self.clone();
+        let mut files = self.files.clone();
+        let Some(mut asked) = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         if let Some(path) = irregular(&files.paths) {
             tracing::warn!(path = %path.display(), "this is not a regular file: it, and what belongs to it, is not read again");
             return;
         }
+        let paths = Arc::clone(&files.paths);
         tasks.spawn(async move {
             loop {
+                let mut askers = Vec::new();
                 tokio::select! {
                     () = files.changed() => {}
-                    () = asked.notified() => {}
+                    asker = asked.recv() => match asker {
+                        Some(asker) => askers.push(asker),
+                        None => return,
+                    },
+                }
+                // One reading for all who have asked before it.
+                while let Ok(asker) = asked.try_recv() {
+                    askers.push(asker);
                 }
                 // One may have come to be a pipe meanwhile, and would hold up all that is to be read after it.
-                if let Some(path) = irregular(&files.paths) {
-                    tracing::warn!(path = %path.display(), "this is not a regular file, and is not read until it is");
-                    continue;
-                }
-                match spawn_blocking(read.clone()).await {
-                    Ok(result) => tell(result),
-                    Err(error) if error.is_panic() => {
-                        tracing::error!("reading changed files failed; the old ones stay");
+                let outcome = if let Some(path) = irregular(&paths) {
+                    let path = path.display();
+                    tracing::warn!(%path, "this is not a regular file, and is not read until it is");
+                    Err(format!("{path} is not a regular file"))
+                } else {
+                    match spawn_blocking(read.clone()).await {
+                        Ok(result) => {
+                            let outcome = result.as_ref().map(|_| ()).map_err(ToString::to_string);
+                            tell(result);
+                            outcome
+                        }
+                        Err(error) if error.is_panic() => {
+                            tracing::error!("reading changed files failed; the old ones stay");
+                            Err("reading changed files failed".to_owned())
+                        }
+                        // The runtime is ending.
+                        Err(_) => return,
                     }
-                    // The runtime is ending.
-                    Err(_) => return,
+                };
+                for asker in askers {
+                    // Not everybody waits.
+                    let _ = asker.send(outcome.clone());
                 }
             }
         });

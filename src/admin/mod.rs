@@ -2,9 +2,12 @@
 
 pub mod metrics;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,6 +19,8 @@ use infogw_layers::{
 };
 
 use metrics::Metrics;
+
+use crate::gateway::Reloader;
 
 /// Whether new requests are welcome. It depends on this process alone, never on authorizer or upstream.
 #[derive(Debug, Clone)]
@@ -41,15 +46,38 @@ impl Readiness {
 
 /// The paths of the public listener.
 pub const PUBLIC_PATHS: &[&str] = &["/", "/authorize", "/upload", "/healthz", "/healthz/ready", "/metrics/v1/receive"];
-const INTERNAL_PATHS: &[&str] = &["/", "/metrics", "/healthz", "/healthz/ready"];
+const INTERNAL_PATHS: &[&str] = &["/", "/metrics", "/healthz", "/healthz/ready", "/-/reload"];
+
+/// How long a reload is waited for: policies may be large.
+const RELOAD: Duration = Duration::from_secs(120);
 
 /// What the internal listener answers.
-pub fn internal<B>(request: &Request<B>, readiness: &Readiness, metrics: &Metrics) -> Response<Full<Bytes>> {
+pub async fn internal<B>(
+    request: &Request<B>,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    reloader: &Reloader,
+) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/metrics" => reading(request, || match metrics.expose(request.headers()) {
             Ok((content_type, body)) => with_type(content_type, body),
             Err(_) => answer(&Rejection::internal("the metrics could not be encoded")),
         }),
+        // As Prometheus has it.
+        "/-/reload" if matches!(*request.method(), Method::POST | Method::PUT) => {
+            match tokio::time::timeout(RELOAD, reloader.reload()).await {
+                Ok(Ok(())) => with_type(PLAIN, "reloaded\n"),
+                Ok(Err(faults)) => {
+                    let faults = faults.join("; ").replace(char::is_control, " ");
+                    failed(StatusCode::INTERNAL_SERVER_ERROR, format!("not reloaded, the old stays: {faults}\n"))
+                }
+                Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "still reading; the log will say what came of it\n"),
+            }
+        }
+        "/-/reload" => {
+            let rejection = Rejection::new(Reason::Method, "only POST and PUT are taken here");
+            answer(&rejection.with_header(header::ALLOW, HeaderValue::from_static("POST, PUT")))
+        }
         _ => common(request, readiness, INTERNAL_PATHS),
     }
 }
@@ -57,10 +85,10 @@ pub fn internal<B>(request: &Request<B>, readiness: &Readiness, metrics: &Metric
 /// What both listeners answer: health, the list of `paths`, and 404.
 pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) -> Response<Full<Bytes>> {
     match request.uri().path() {
-        "/healthz" => reading(request, || with_type("text/plain; charset=utf-8", "ok")),
+        "/healthz" => reading(request, || with_type(PLAIN, "ok")),
         "/healthz/ready" => reading(request, || {
             if readiness.is_ready() {
-                with_type("text/plain; charset=utf-8", "ok")
+                with_type(PLAIN, "ok")
             } else {
                 answer(&Rejection::new(Reason::Overloaded, "this gateway is shutting down"))
             }
@@ -69,11 +97,7 @@ pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) ->
             let list = serde_json::json!({ "paths": paths });
             with_type("application/json", format!("{list:#}"))
         }),
-        _ => {
-            let mut response = with_type("text/plain; charset=utf-8", "404 page not found; `GET /` lists the paths\n");
-            *response.status_mut() = StatusCode::NOT_FOUND;
-            response
-        }
+        _ => failed(StatusCode::NOT_FOUND, "404 page not found; `GET /` lists the paths\n"),
     }
 }
 
@@ -84,6 +108,14 @@ fn reading<B>(request: &Request<B>, respond: impl FnOnce() -> Response<Full<Byte
     }
     let rejection = Rejection::new(Reason::Method, "only GET and HEAD are taken here");
     answer(&rejection.with_header(header::ALLOW, HeaderValue::from_static("GET, HEAD")))
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+fn failed(status: StatusCode, line: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = with_type(PLAIN, line);
+    *response.status_mut() = status;
+    response
 }
 
 fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -81,9 +81,9 @@ impl ClientInfoFile {
         self.followed.follow(tasks, move || Ok(file.headers.replace(read(&file.path)?)), tell);
     }
 
-    /// Has the file read again by whoever [follows](Self::follow) it.
-    pub fn ask_to_reload(&self) {
-        self.followed.ask();
+    /// The files, to be read again when somebody asks.
+    pub fn followed(&self) -> &Followed {
+        &self.followed
     }
 }
 

@@ -8,6 +8,7 @@ use rustls::RootCertStore;
 use tokio::task::JoinSet;
 
 use super::{ConfigError, given, wrong};
+use crate::watch::Followed;
 use crate::{
     admin::metrics::tls::TlsMetrics,
     tls::{ClientFiles, KeyPair, Live, PemFile, ServerFiles, Source as _, TlsError},
@@ -124,14 +125,10 @@ impl TlsConfig {
         }
     }
 
-    /// Has all the files read again by whoever [follows](Self::follow) them.
-    pub fn ask_to_reload(&self) {
-        for listener in [&self.public, &self.internal].into_iter().flatten() {
-            listener.ask_to_reload();
-        }
-        for client in [&self.forward, &self.authorize] {
-            client.ask_to_reload();
-        }
+    /// All the files, to be read again when somebody asks.
+    pub fn followed(&self) -> impl Iterator<Item = &Followed> {
+        let listeners = [&self.public, &self.internal].into_iter().flatten().map(Live::followed);
+        listeners.chain([&self.forward, &self.authorize].map(Live::followed))
     }
 }
 

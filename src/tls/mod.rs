@@ -133,9 +133,9 @@ impl<S: Source> Live<S> {
         });
     }
 
-    /// Has the files read again by whoever [follows](Self::follow) them.
-    pub fn ask_to_reload(&self) {
-        self.followed.ask();
+    /// The files, to be read again when somebody asks.
+    pub fn followed(&self) -> &Followed {
+        &self.followed
     }
 }
 

@@ -48,7 +48,7 @@ impl GatewayPolicy {
         Ok(GatewayPolicy { live: LivePolicy::new(read.policy), status, files })
     }
 
-    /// Reads `sources` whenever their files change or somebody [asks](Self::ask_to_reload), in one of `tasks`, and puts what they say in
+    /// Reads `sources` whenever their files change or somebody [asks](Followed::ask), in one of `tasks`, and puts what they say in
     /// force; on a fault the old policy stays. Tells `observe` of each reading.
     pub fn follow(
         &self,
@@ -84,9 +84,9 @@ impl GatewayPolicy {
         );
     }
 
-    /// Has it read again by whoever [follows](Self::follow) it.
-    pub fn ask_to_reload(&self) {
-        self.files.ask();
+    /// Its files, to be read again when somebody asks.
+    pub fn followed(&self) -> &Followed {
+        &self.files
     }
 
     /// The one in force, as layers take it.
