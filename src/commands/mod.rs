@@ -1,6 +1,6 @@
 //! The command line: a gateway, unless a command is named.
 //!
-//! A command is one file here with its clap `Args` and a `run` that takes them. What it found goes to stdout, by [`print`]; why it found
+//! A command is one file here with its clap `Args` and a `run` that takes them. What it found goes to stdout, by [`print()`]; why it found
 //! nothing is one line on stderr, a [`Failure`]. How either ends the process is an [`Exit`].
 //!
 //! No flag of the gateway's goes before a command. One that needs them flattens [`Flags`] into its own `Args`, and takes them
