@@ -219,8 +219,9 @@ async fn a_balancer_may_have_a_certificate_itself() {
 async fn delegations_and_the_subject_label_apply() {
     let tls = Tls::new();
     let delegations = tempfile::NamedTempFile::new().unwrap();
-    fs::write(delegations.path(), "management: [hosted]\nfeed: [\"*\"]\n").unwrap();
-    let flag = format!("--cluster-delegations-file={}", delegations.path().display());
+    let policy = "overrides: {clusters: {management: {writes_for: [hosted]}, feed: {writes_for: ['*']}}}";
+    fs::write(delegations.path(), policy).unwrap();
+    let flag = format!("--policy={}", delegations.path().display());
     let (gateway, upstream) = tls.gateway(&[&flag, "--client-info-subject-label=host"]).await;
     let labelled = |host| series(&[("__name__", "up"), ("host", host)], &[(1.0, now())]);
     let offered = || ["management", "hosted", "another"].map(labelled).to_vec();

@@ -26,8 +26,8 @@ use support::{
 async fn d01_a_cluster_writes_only_its_own_series() {
     let offered = || vec![named("up", "c1"), named("up", "hosted"), named("up", "victim")];
     let mut delegations = tempfile::NamedTempFile::new().unwrap();
-    writeln!(delegations, "# management clusters\nc1: [hosted]").unwrap();
-    let delegated = format!("--cluster-delegations-file={}", delegations.path().display());
+    writeln!(delegations, "overrides: {{clusters: {{c1: {{writes_for: [hosted]}}}}}}").unwrap();
+    let delegated = format!("--policy={}", delegations.path().display());
 
     let modes: [(&[&str], u16, &[&str]); 5] = [
         (&[], 400, &["c1"]),
@@ -412,7 +412,7 @@ async fn d14_sighup_reloads() {
 
     std::fs::write(rules.path(), "down\n").unwrap();
     world.gateway.signal("HUP").await;
-    world.gateway.wait_for_log("msg=\"reloaded the label rules\" selectors=1").await;
+    world.gateway.wait_for_log("msg=\"reloaded the policy\"").await;
     assert_eq!(passed().await, [r#"down{_id="c1"}"#]);
 }
 
@@ -428,7 +428,7 @@ async fn d14_sighup_does_not_open_the_gate() {
         support::eventually("the refusal", async || {
             let logs = world.gateway.logs();
             let refusals = logs.iter().filter(|line| line.contains("not reloaded") && line.contains("no rule in"));
-            support::ensure(refusals.count() == reloads + 1, || format!("{logs:?}"))
+            support::ensure(refusals.count() > reloads, || format!("{logs:?}"))
         })
         .await;
         let offered = vec![named("up", "c1"), named("down", "c1")];

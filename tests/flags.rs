@@ -69,7 +69,7 @@ const ACCEPTED: &[&str] = &[
     "--verbose",
     "--receive-tenant-id",
     "--cluster-label-check",
-    "--cluster-delegations-file",
+    "--policy",
     "--insecure-accept-any-token",
     "--limit-receive-decoded-bytes",
     "--limit-series",
@@ -165,7 +165,7 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--whitelist-file=/dev/null"], "--whitelist-file: no rule in /dev/null; "),
         (&["--whitelist-file=/nonexistent"], "--whitelist-file: /nonexistent: No such file"),
         (&["--cluster-label-check=maybe"], "--cluster-label-check: `maybe` is none of enforce, count, off"),
-        (&["--cluster-delegations-file=/nonexistent"], "--cluster-delegations-file: /nonexistent: No such file"),
+        (&["--policy=/nonexistent"], "--policy: /nonexistent: No such file"),
         (&["--tls-crt=c"], "--tls-crt: a certificate needs its key; give --tls-key, too"),
         (&["--tls-key=k"], "--tls-key: a key needs its certificate; give --tls-crt, too"),
         (
@@ -262,7 +262,7 @@ async fn two_listeners_have_two_addresses() {
 async fn a_wrong_line_in_a_file_is_named() {
     let taken = Taken::new();
     for (flag, text, line) in
-        [("--whitelist-file", "# rules\n\nup\n{broken\n", 4), ("--cluster-delegations-file", "m1: [h1]\nm2 [h2]\n", 2)]
+        [("--whitelist-file", "# rules\n\nup\n{broken\n", 4), ("--policy", "m1: [h1]\nm2 [h2]\n", 2)]
     {
         let file = file(text.as_bytes());
         let path = file.path().display();
