@@ -50,7 +50,7 @@ async fn a_block_that_claims_4_gb_costs_nothing() {
     let before = world.gateway.peak_memory();
     body.resize(2_000_000, 0);
     let refused = world.gateway.receive(&token, body).await.expect_status(413);
-    assert!(refused.reason().contains("decoded body is larger than 16777216 bytes"), "{refused:?}");
+    assert!(refused.reason().contains("decoded body is 20971520 bytes, at most 16777216 are taken"), "{refused:?}");
     assert_grown_less_than(4 << 20, &world, before);
     world.assert_nothing_forwarded();
 }
@@ -71,7 +71,7 @@ async fn a_framed_bomb_costs_no_more_than_the_limit() {
     for cluster in ["c2", "c3", "c4"] {
         let token = world.token(cluster).await;
         let refused = world.gateway.upload(&token, TEXT, "snappy", bomb.clone()).await.expect_status(413);
-        assert!(refused.reason().contains("larger than 512000 bytes"), "{refused:?}");
+        assert!(refused.reason().contains("the decoded body is more than 512000 bytes"), "{refused:?}");
     }
     assert_grown_less_than(4 << 20, &world, before);
 }
@@ -179,15 +179,19 @@ async fn limits_have_flags() {
     let up = |more: &[(&str, &str)]| series(&[&[("__name__", "up"), ("_id", "c1")], more].concat(), &[(1.0, 1)]);
     let received: [(Vec<TimeSeries>, u16, &str); 7] = [
         (vec![up(&[("a", "1"), ("b", "2")]); 3], 200, ""),
-        (vec![up(&[]); 4], 413, "more than 3 series"),
-        (vec![up(&[("a", "1"), ("b", "2"), ("c", "3")])], 400, "series 1 `up`: it has more than 4 labels"),
+        (vec![up(&[]); 4], 413, "the request has 4 series, at most 3 are taken"),
+        (vec![up(&[("a", "1"), ("b", "2"), ("c", "3")])], 400, "series 1 `up`: it has 5 labels, at most 4 are taken"),
         (vec![up(&[("aaaaaaaaa", "1")])], 200, ""),
-        (vec![up(&[("aaaaaaaaaa", "1")])], 400, "a label name is longer than 9 bytes"),
-        (vec![up(&[("a", "1234567"), ("b", "12345678")])], 400, "a label value is longer than 7 bytes"),
+        (vec![up(&[("aaaaaaaaaa", "1")])], 400, "label name `aaaaaaaaaa` is 10 bytes, at most 9 are taken"),
+        (
+            vec![up(&[("a", "1234567"), ("b", "12345678")])],
+            400,
+            "the value of label `b` is 8 bytes, at most 7 are taken",
+        ),
         (
             vec![series(&[("__name__", "up"), ("_id", "c1")], &[(1.0, i64::MAX); 400])],
             413,
-            "decoded body is larger than 4000 bytes",
+            "bytes, at most 4000 are taken",
         ),
     ];
     for (offered, status, says) in received {
@@ -196,11 +200,11 @@ async fn limits_have_flags() {
     }
     let uploaded = [
         (r#"{_id="c",a="1",b="2"}"#, 1, 200, ""),
-        (r#"{_id="c"}"#, 4, 413, "more than 3 series"),
-        (r#"{_id="c",a="1",b="2",c="3"}"#, 1, 400, "more than 4 labels"),
+        (r#"{_id="c"}"#, 4, 413, "the request has 4 series, at most 3 are taken"),
+        (r#"{_id="c",a="1",b="2",c="3"}"#, 1, 400, "it has 5 labels, at most 4 are taken"),
         (r#"{_id="c",aaaaaaaa="123456"}"#, 1, 200, ""),
-        (r#"{_id="c",aaaaaaaaa="1"}"#, 1, 400, "a label name is longer than 8 bytes"),
-        (r#"{_id="c",a="1234567"}"#, 1, 400, "a label value is longer than 6 bytes"),
+        (r#"{_id="c",aaaaaaaaa="1"}"#, 1, 400, "label name `aaaaaaaaa` is 9 bytes, at most 8 are taken"),
+        (r#"{_id="c",a="1234567"}"#, 1, 400, "the value of label `a` is 7 bytes, at most 6 are taken"),
     ];
     for (index, (labels, times, status, says)) in uploaded.into_iter().enumerate() {
         let cluster = format!("c{index}");
@@ -217,7 +221,7 @@ async fn the_valid_rest_is_written_and_the_first_offender_named() {
     let offered: Vec<_> =
         (1..=500).map(|index| series(&[("__name__", "up"), ("_id", owner(index))], &[(f64::from(index), 1)])).collect();
     let reply = world.receive("c1", offered.clone()).await.expect_status(400);
-    let says = "series 17 `up`: label `_id` is `c2`, this sender writes `c1`; 3 of 500 series refused";
+    let says = "cluster_label: series 17 `up`: label `_id` is `c2`, this sender writes `c1`; 3 of 500 series refused";
     assert_eq!(reply.reason(), says);
     let rest: Vec<_> = offered.into_iter().filter(|series| series.labels[1].value == "c1").collect();
     assert_eq!(world.forwarded().request().timeseries, rest);

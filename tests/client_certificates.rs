@@ -105,7 +105,7 @@ async fn a_certificate_says_which_cluster_it_is() {
         &[
             r#"infogw_authorizations_total{source="certificate"} 4"#,
             r#"infogw_authorizations_total{source="token"} 0"#,
-            r#"infogw_rejections_total{reason="unauthenticated",route="receive"} 1"#,
+            r#"infogw_rejections_total{layer="authorize",reason="unauthenticated",route="receive"} 1"#,
         ],
     )
     .await;
@@ -172,7 +172,8 @@ async fn a_certificate_that_names_nobody_is_403() {
         assert!(refused.clone().expect_status(403).reason().contains(says), "{refused:?}");
     }
     world.assert_nothing_forwarded();
-    counts(&world.gateway, &[r#"infogw_rejections_total{reason="client_info",route="receive"} 4"#]).await;
+    counts(&world.gateway, &[r#"infogw_rejections_total{layer="authorize",reason="client_info",route="receive"} 4"#])
+        .await;
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ async fn a_balancer_says_which_cluster_it_is() {
         r#"infogw_authorizations_total{source="headers"} 5"#,
         r#"infogw_authorizations_total{source="certificate"} 0"#,
         r#"infogw_authorizations_total{source="token"} 0"#,
-        r#"infogw_rejections_total{reason="client_info",route="receive"} 0"#,
+        r#"infogw_rejections_total{layer="authorize",reason="client_info",route="receive"} 0"#,
     ] {
         assert!(metrics.text().contains(line), "{line}: {}", metrics.text());
     }
@@ -121,7 +121,10 @@ async fn whatever_is_wrong_is_403_and_goes_nowhere() {
     }
     assert!(upstream.received().is_empty());
     let metrics = support::http::get(&gateway.internal("/metrics")).await;
-    let counted = format!("infogw_rejections_total{{reason=\"client_info\",route=\"receive\"}} {}", rows.len());
+    let counted = format!(
+        "infogw_rejections_total{{layer=\"authorize\",reason=\"client_info\",route=\"receive\"}} {}",
+        rows.len()
+    );
     assert!(metrics.text().contains(&counted), "{}", metrics.text());
     gateway.wait_for_log("request refused").await;
     let logs = gateway.stop().await.stderr;

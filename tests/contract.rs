@@ -6,7 +6,10 @@ mod support;
 #[path = "contract/table.rs"]
 mod table;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use infogw_proto::prometheus::{MetricMetadata, WriteRequest};
 use prost::Message;
@@ -14,6 +17,7 @@ use serde_json::json;
 use support::{
     Answer, Gateway, World, authorizer,
     authorizer::Refusing,
+    http::get,
     payload::{series, snappy_block, snappy_framed, write_body},
     world::{PULL_SECRET, TEXT, now},
 };
@@ -21,6 +25,29 @@ use table::{Route, Row, clusters, refusal, row};
 
 /// Passes `up` and `also`; what is called `off` is off it.
 const ALLOWLIST: [&str; 2] = ["--whitelist", r#"{__name__=~"up|also"}"#];
+
+const AUTHORIZER_DOWN: &str = "authorizer_unavailable: the authorizer does not answer as it should; come back in 10 s";
+
+/// What the gateway counted of refusals, by route, layer and reason.
+async fn refusals(world: &World) -> BTreeMap<String, u64> {
+    let metrics = get(&world.gateway.internal("/metrics")).await.expect_status(200);
+    let refused =
+        metrics.text().lines().filter_map(|line| line.strip_prefix("infogw_rejections_total")?.rsplit_once(' '));
+    refused.map(|(labels, count)| (labels.to_owned(), count.parse().unwrap())).collect()
+}
+
+/// How many of the rows are refusals.
+fn refusing(rows: &[Row]) -> usize {
+    rows.iter().filter(|row| row.status >= 300).count()
+}
+
+/// Each refusal was counted, by a counter that had been there from the start: no layer refuses with what it has not foretold.
+async fn check_refusals(world: &World, foretold: &BTreeMap<String, u64>, refused: usize) {
+    let counted = refusals(world).await;
+    assert!(foretold.values().all(|count| *count == 0), "{foretold:?}");
+    assert!(counted.keys().eq(foretold.keys()), "{foretold:?}\n{counted:?}");
+    assert_eq!(counted.values().sum::<u64>(), refused as u64, "{counted:?}");
+}
 
 #[tokio::test]
 async fn authorize() {
@@ -45,40 +72,41 @@ async fn authorize() {
         row("the authorizer refuses: 403", 403, "forbids").authorizer(refusal(403)),
         row("the authorizer refuses: 404", 404, "does not know this cluster").authorizer(refusal(404)),
         row("the authorizer refuses: 409", 409, "check the cluster id").authorizer(refusal(409)),
-        row("the authorizer answers 429", 429, "come back later")
+        row("the authorizer answers 429", 429, "too often; come back in 120 s")
             .authorizer(Answer::status(429).header("retry-after", "120"))
             .retry_after(120..=180),
-        row("the authorizer answers 429 and no more", 429, "come back later")
+        row("the authorizer answers 429 and no more", 429, "too often; come back in 300 s")
             .authorizer(Answer::status(429))
             .retry_after(300..=450),
-        row("the authorizer answers 500", 503, "later").authorizer(refusal(500)).retry_after(10..=15),
-        row("the authorizer answers 503", 503, "later").authorizer(refusal(503)).retry_after(10..=15),
-        row("the authorizer redirects", 503, "later")
+        row("the authorizer answers 500", 503, AUTHORIZER_DOWN).authorizer(refusal(500)).retry_after(10..=15),
+        row("the authorizer answers 503", 503, AUTHORIZER_DOWN).authorizer(refusal(503)).retry_after(10..=15),
+        row("the authorizer redirects", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::status(302).header("location", "/other"))
             .retry_after(10..=15),
-        row("the authorizer redirects the POST", 503, "later")
+        row("the authorizer redirects the POST", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::status(307).header("location", "/other"))
             .retry_after(10..=15),
-        row("a router's page: 404", 503, "later")
+        row("a router's page: 404", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::html(404, "<h1>Not Found</h1>"))
             .retry_after(10..=15),
-        row("a router's page: 403", 503, "later")
+        row("a router's page: 403", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::html(403, "<h1>Forbidden</h1>"))
             .retry_after(10..=15),
-        row("the authorizer names no account", 503, "later")
+        row("the authorizer names no account", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::json(200, &json!({ "account_id": "" })))
             .retry_after(10..=15),
-        row("the authorizer speaks no JSON", 503, "later")
+        row("the authorizer speaks no JSON", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::html(200, "<h1>Welcome</h1>"))
             .retry_after(10..=15),
-        row("the authorizer hangs up", 503, "later").authorizer(Answer::Close).retry_after(10..=15),
-        row("too large", 413, "larger than 4096 bytes")
+        row("the authorizer hangs up", 503, AUTHORIZER_DOWN).authorizer(Answer::Close).retry_after(10..=15),
+        row("too large", 413, "the body is 6000 bytes, at most 4096 are taken")
             .sent(|sent| sent.with("content-type", "application/x-www-form-urlencoded").body("id=c1&".repeat(1000))),
         row("no id", 400, "`id`").sent(|sent| sent.target("/authorize")),
         row("an empty id", 400, "`id`").sent(|sent| sent.target("/authorize?id=")),
         row("an id that is none", 400, "`id` is no cluster id").sent(|sent| sent.target("/authorize?id=a%0Ab")),
     ];
     let world = World::start().await;
+    let (foretold, refused) = (refusals(&world).await, refusing(&rows));
     for (cluster, row) in clusters(rows) {
         let asked = world.authorizer.received().len();
         let reply = row.check(&world, Route::Authorize, &cluster).await;
@@ -98,6 +126,7 @@ async fn authorize() {
             assert_eq!(reply.header("content-type"), Some("application/json"));
         }
     }
+    check_refusals(&world, &foretold, refused).await;
 }
 
 #[tokio::test]
@@ -119,8 +148,9 @@ async fn upload() {
         row("two credentials", 401, "send one Authorization header")
             .sent(|sent| sent.also("authorization", "Bearer a.b.c"))
             .header("www-authenticate", "Bearer"),
-        row("too large", 413, "larger than 512000 bytes").sent(|sent| sent.body("# a comment\n".repeat(42_700))),
-        row("too large, decoded", 413, "larger than 512000 bytes")
+        row("too large", 413, "the body is 512400 bytes, at most 512000 are taken")
+            .sent(|sent| sent.body("# a comment\n".repeat(42_700))),
+        row("too large, decoded", 413, "the decoded body is more than 512000 bytes")
             .sent(|sent| sent.with("content-encoding", "snappy").body(snappy_framed(&b"# a comment\n".repeat(50_000)))),
         row("malformed text", 400, "line").sent(|sent| sent.body("up{ 1\n")),
         row("malformed protobuf", 400, "protobuf")
@@ -129,12 +159,13 @@ async fn upload() {
         row("snappy, not framed", 400, "framed")
             .sent(|sent| sent.with("content-encoding", "snappy").body(snappy_block(b"# a comment\n"))),
         row("no timestamp", 400, "series 1 `up`: it has no timestamp").sent(|sent| sent.text("up{_id=\"{C}\"} 1\n")),
-        row("too old a timestamp", 400, "too old").sent(|sent| sent.text("up{_id=\"{C}\"} 1 {YESTERDAY}\n")),
+        row("too old a timestamp", 400, "s old, at most 86400 s are taken")
+            .sent(|sent| sent.text("up{_id=\"{C}\"} 1 {YESTERDAY}\n")),
         row("timestamps that do not ascend", 400, "sort each family by time")
             .sent(|sent| sent.text("up{_id=\"{C}\",a=\"1\"} 1 {NOW}\nup{_id=\"{C}\",a=\"2\"} 1 {BEFORE}\n")),
-        row("too long a label", 400, "longer than 255 bytes")
+        row("too long a label", 400, "the value of label `a` is 256 bytes, at most 255 are taken")
             .sent(|sent| sent.text(&format!("up{{_id=\"{{C}}\",a=\"{}\"}} 1 {{NOW}}\n", "x".repeat(256)))),
-        row("too long a name", 400, "longer than 255 bytes")
+        row("too long a name", 400, "the value of label `__name__` is 256 bytes, at most 255 are taken")
             .sent(|sent| sent.text(&format!("{}{{_id=\"{{C}}\"}} 1 {{NOW}}\n", "x".repeat(256)))),
         row("unknown media type", 415, "text/plain; version=0.0.4")
             .sent(|sent| sent.with("content-type", "application/json")),
@@ -156,10 +187,12 @@ async fn upload() {
         .sent(|sent| sent.lines(&[("up", "{C}"), ("also", "another")])),
     ];
     let world = World::with(&ALLOWLIST).await;
+    let (foretold, refused) = (refusals(&world).await, refusing(&rows));
     for (cluster, row) in clusters(rows) {
         let reply = row.check(&world, Route::Upload, &cluster).await;
         assert!(row.status != 200 || reply.body.is_empty(), "{}: {reply:?}", row.case);
     }
+    check_refusals(&world, &foretold, refused).await;
 }
 
 #[tokio::test]
@@ -211,21 +244,23 @@ async fn receive() {
         row("the authorizer refuses: 403", 403, "forbids").authorizer(refusal(403)),
         row("the authorizer refuses: 404", 404, "does not know this cluster").authorizer(refusal(404)),
         row("the authorizer refuses: 409", 409, "check the cluster id").authorizer(refusal(409)),
-        row("the authorizer answers 429", 429, "come back later")
+        row("the authorizer answers 429", 429, "too often; come back in 120 s")
             .authorizer(Answer::status(429).header("retry-after", "120"))
             .retry_after(120..=180),
-        row("the authorizer answers 500", 503, "later").authorizer(refusal(500)).retry_after(10..=15),
-        row("the authorizer redirects", 503, "later")
+        row("the authorizer answers 500", 503, AUTHORIZER_DOWN).authorizer(refusal(500)).retry_after(10..=15),
+        row("the authorizer redirects", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::status(307).header("location", "/other"))
             .retry_after(10..=15),
-        row("a router's page: 404", 503, "later")
+        row("a router's page: 404", 503, AUTHORIZER_DOWN)
             .authorizer(Answer::html(404, "<h1>Not Found</h1>"))
             .retry_after(10..=15),
-        row("the authorizer hangs up", 503, "later").authorizer(Answer::Close).retry_after(10..=15),
+        row("the authorizer hangs up", 503, AUTHORIZER_DOWN).authorizer(Answer::Close).retry_after(10..=15),
         row("any 200 grants", 200, "").authorizer(Answer::html(200, "fine")),
         row("any 201 grants", 200, "").authorizer(Answer::status(201)),
-        row("too large", 413, "larger than 131072 bytes").sent(|sent| sent.body(vec![0; 131_073])),
-        row("too many series", 413, "more than 20000 series").sent(|sent| sent.series(&[("up", "{C}"); 20_001])),
+        row("too large", 413, "the body is 131073 bytes, at most 131072 are taken")
+            .sent(|sent| sent.body(vec![0; 131_073])),
+        row("too many series", 413, "the request has 20001 series, at most 20000 are taken")
+            .sent(|sent| sent.series(&[("up", "{C}"); 20_001])),
         row("malformed compression", 400, "snappy").sent(|sent| sent.body("up 1\n")),
         row("malformed payload", 400, "protobuf").sent(|sent| sent.body(snappy_block(b"\x0a\x05abc"))),
         row("unknown media type", 415, "application/x-protobuf").sent(|sent| sent.with("content-type", "text/plain")),
@@ -246,19 +281,24 @@ async fn receive() {
         )
         .sent(|sent| sent.series(&[("also", "another"), ("up", "{C}"), ("off", "another")]))
         .reaches(&["up"]),
-        row("an invalid series", 400, "series 1 `also`: it has more than 128 labels; drop some; 1 of 2 series refused")
-            .sent(|sent| {
-                let names: Vec<_> = (0..130).map(|n| format!("l{n:03}")).collect();
-                let mut labels = vec![("__name__", "also"), ("_id", sent.cluster.as_str())];
-                labels.extend(names.iter().map(|name| (name.as_str(), "v")));
-                let invalid = series(&labels, &[(1.0, now())]);
-                let up = series(&[("__name__", "up"), ("_id", &sent.cluster)], &[(1.0, now())]);
-                sent.body(write_body(vec![invalid, up]))
-            })
-            .reaches(&["up"]),
+        row(
+            "an invalid series",
+            400,
+            "series 1 `also`: it has 132 labels, at most 128 are taken; drop some; 1 of 2 series refused",
+        )
+        .sent(|sent| {
+            let names: Vec<_> = (0..130).map(|n| format!("l{n:03}")).collect();
+            let mut labels = vec![("__name__", "also"), ("_id", sent.cluster.as_str())];
+            labels.extend(names.iter().map(|name| (name.as_str(), "v")));
+            let invalid = series(&labels, &[(1.0, now())]);
+            let up = series(&[("__name__", "up"), ("_id", &sent.cluster)], &[(1.0, now())]);
+            sent.body(write_body(vec![invalid, up]))
+        })
+        .reaches(&["up"]),
         row("nothing but offenders", 400, "1 of 1 series refused").sent(|sent| sent.series(&[("up", "another")])),
     ];
     let world = World::with(&ALLOWLIST).await;
+    let (foretold, refused) = (refusals(&world).await, refusing(&rows));
     for (cluster, row) in clusters(rows) {
         let asked = world.authorizer.received().len();
         row.check(&world, Route::Receive, &cluster).await;
@@ -268,6 +308,7 @@ async fn receive() {
             assert_eq!(call.headers.get("authorization"), None, "{}", row.case);
         }
     }
+    check_refusals(&world, &foretold, refused).await;
 }
 
 /// What the upstream answers, on both routes that have one.
@@ -282,23 +323,23 @@ async fn upstream() {
             row("413", 413, "out of order sample: up").upstream(reason(413)),
             row("422", 422, "out of order sample: up").upstream(reason(422)),
             row("a long reason", 400, "refused this: rrrr").upstream(Answer::body(400, "text/plain", "r".repeat(5000))),
-            row("401", 502, "later").upstream(refusal(401)).retry_after(30..=45),
-            row("403", 502, "later").upstream(refusal(403)).retry_after(30..=45),
-            row("404", 502, "later").upstream(refusal(404)).retry_after(30..=45),
-            row("301", 502, "later").upstream(redirect(301)).retry_after(30..=45),
-            row("302", 502, "later").upstream(redirect(302)).retry_after(30..=45),
-            row("307", 502, "later").upstream(redirect(307)).retry_after(30..=45),
-            row("308", 502, "later").upstream(redirect(308)).retry_after(30..=45),
-            row("429", 503, "later").upstream(refusal(429)).retry_after(5..=7),
-            row("429 with its wait", 503, "later")
+            row("401", 502, "to this gateway; come back in 30 s").upstream(refusal(401)).retry_after(30..=45),
+            row("403", 502, "to this gateway; come back in 30 s").upstream(refusal(403)).retry_after(30..=45),
+            row("404", 502, "to this gateway; come back in 30 s").upstream(refusal(404)).retry_after(30..=45),
+            row("301", 502, "to this gateway; come back in 30 s").upstream(redirect(301)).retry_after(30..=45),
+            row("302", 502, "to this gateway; come back in 30 s").upstream(redirect(302)).retry_after(30..=45),
+            row("307", 502, "to this gateway; come back in 30 s").upstream(redirect(307)).retry_after(30..=45),
+            row("308", 502, "to this gateway; come back in 30 s").upstream(redirect(308)).retry_after(30..=45),
+            row("429", 503, "; come back in").upstream(refusal(429)).retry_after(5..=7),
+            row("429 with its wait", 503, "; come back in")
                 .upstream(refusal(429).header("retry-after", "60"))
                 .retry_after(60..=90),
-            row("500", 503, "later").upstream(refusal(500)).retry_after(5..=7),
-            row("503", 503, "later").upstream(refusal(503)).retry_after(5..=7),
-            row("503 with its wait", 503, "later")
+            row("500", 503, "; come back in").upstream(refusal(500)).retry_after(5..=7),
+            row("503", 503, "; come back in").upstream(refusal(503)).retry_after(5..=7),
+            row("503 with its wait", 503, "; come back in")
                 .upstream(refusal(503).header("retry-after", "77"))
                 .retry_after(77..=115),
-            row("503 with a date", 503, "later")
+            row("503 with a date", 503, "; come back in")
                 .upstream(refusal(503).header("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT"))
                 .retry_after(3600..=5400),
             row("hangs up", 502, "cannot be reached").upstream(Answer::Close).retry_after(5..=7),
@@ -306,9 +347,11 @@ async fn upstream() {
     };
     for route in [Route::Upload, Route::Receive] {
         let world = World::with(&ALLOWLIST).await;
+        let foretold = refusals(&world).await;
         for (cluster, row) in clusters(rows()) {
             row.reaches(&["up"]).check(&world, route, &cluster).await;
         }
+        check_refusals(&world, &foretold, refusing(&rows())).await;
     }
 }
 
@@ -325,7 +368,10 @@ async fn unreachable() {
     }
     world.gateway = Gateway::start(["--authorize", &nobody.url(), "--forward-url", &world.upstream.url()]).await;
     for route in [Route::Authorize, Route::Receive] {
-        row("the authorizer is unreachable", 503, "later").retry_after(10..=15).check(&world, route, "c1").await;
+        row("the authorizer is unreachable", 503, AUTHORIZER_DOWN)
+            .retry_after(10..=15)
+            .check(&world, route, "c1")
+            .await;
     }
 }
 
@@ -336,8 +382,8 @@ async fn slow() {
     let (token, started) = (world.token("c1").await, Instant::now());
     world.authorizer.set_script(|call| if call.cluster_id() == "c2" { Answer::Hang } else { authorizer::grant(call) });
     world.upstream.set_script(|_| Answer::Hang);
-    let upstream = row("the upstream is slow", 504, "did not answer in time").retry_after(5..=7);
-    let authorizer = row("the authorizer is slow", 503, "later").retry_after(10..=15);
+    let upstream = row("the upstream is slow", 504, "did not answer within 5 s").retry_after(5..=7);
+    let authorizer = row("the authorizer is slow", 503, AUTHORIZER_DOWN).retry_after(10..=15);
     let sent = |row: &Row, route, cluster: &str| {
         let request = row.request(route, cluster, &token);
         let gateway = world.gateway.public_address().to_owned();
@@ -386,7 +432,9 @@ async fn overloaded() {
         } else {
             world.upstream.wait_for(1).await;
         }
-        let shed = row("one too many", 503, "too many requests").retry_after(5..=7);
+        let shed =
+            row("one too many", 503, "overloaded: this gateway is busy with 1 request, the most that it takes at once")
+                .retry_after(5..=7);
         let reply = shed.request(route, "c2", &tokens[1]).send(world.gateway.public_address()).await;
         shed.check_reply(&reply, "c2");
         release.send_replace(true);

@@ -38,9 +38,9 @@ async fn the_embedded_clusters_write_what_they_may() {
     eventually("each refusal, and drops on both routes", async || {
         let metrics = get(&world.metrics).await.expect_status(200);
         for counter in [
-            r#"infogw_rejections_total{reason="unauthenticated",route="receive"}"#,
-            r#"infogw_rejections_total{reason="cluster_label",route="receive"}"#,
-            r#"infogw_rejections_total{reason="rate_limited",route="upload"}"#,
+            r#"infogw_rejections_total{layer="authorize",reason="unauthenticated",route="receive"}"#,
+            r#"infogw_rejections_total{layer="enforce_labels",reason="cluster_label",route="receive"}"#,
+            r#"infogw_rejections_total{layer="rate_limit",reason="rate_limited",route="upload"}"#,
             r#"infogw_series_dropped_total{route="receive"}"#,
             r#"infogw_series_dropped_total{route="upload"}"#,
         ] {

@@ -199,7 +199,7 @@ async fn an_issuer_that_dies_is_missed_once_the_token_expires() {
     assert_eq!(world.upstream.received().len(), forwarded, "nothing goes upstream without a token");
     assert_eq!(world.authorizer.received().len(), asked, "nor to the authorizer");
     http::get(&world.gateway.public("/healthz/ready")).await.expect_status(200);
-    let rejections = r#"infogw_rejections_total{reason="credentials_unavailable",route="receive"}"#;
+    let rejections = r#"infogw_rejections_total{layer="forward",reason="credentials_unavailable",route="receive"}"#;
     assert!(metric(&world.gateway, rejections).await.unwrap() >= 2.0);
 
     let _issuer = Issuer::start(&port, &[]).await;

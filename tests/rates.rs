@@ -78,7 +78,9 @@ async fn requests_are_limited_by_cluster() {
     let refused = world.receive("c1", samples("c1", 1)).await.expect_status(429);
     let says = refused.reason();
     assert!(
-        says.starts_with("over the rate limit of 2 requests at once and one more every 100s; come back in"),
+        says.starts_with(
+            "rate_limited: over the rate limit of 2 requests at once and one more every 100s; come back in"
+        ),
         "{says}"
     );
     let wait = refused.retry_after().unwrap();
@@ -92,7 +94,7 @@ async fn requests_are_limited_by_cluster() {
     assert_eq!(metric(&world.gateway, "infogw_rate_limit_rejections_total{limit=\"receive_samples\"}").await, 0.0);
     assert_eq!(metric(&world.gateway, "infogw_rate_limit_keys{limit=\"receive_requests\"}").await, 2.0);
     assert_eq!(metric(&world.gateway, "infogw_rate_limit_keys{limit=\"upload\"}").await, 1.0);
-    let rejections = "infogw_rejections_total{reason=\"rate_limited\",route=\"receive\"}";
+    let rejections = "infogw_rejections_total{layer=\"rate_limit\",reason=\"rate_limited\",route=\"receive\"}";
     assert_eq!(metric(&world.gateway, rejections).await, 2.0);
 }
 
@@ -105,7 +107,9 @@ async fn samples_are_limited_by_cluster_as_received() {
     let refused = world.receive("c1", samples("c1", 50)).await.expect_status(429);
     let says = refused.reason();
     assert!(
-        says.starts_with("over the rate limit of 10000 samples at once and one more every 2s; come back in"),
+        says.starts_with(
+            "rate_limited: over the rate limit of 10000 samples at once and one more every 2s; this is 50 samples; come back in"
+        ),
         "{says}"
     );
     let wait = refused.retry_after().unwrap();
@@ -133,13 +137,13 @@ async fn a_request_over_the_burst_is_413_and_says_what_to_set() {
         let refused = world.receive("c1", samples("c1", 101)).await.expect_status(413);
         assert_eq!(
             refused.reason(),
-            "101 samples in one request are more than the 100 that the rate limit allows at once; \
+            "over_burst: 101 samples in one request are more than the 100 that the rate limit allows at once; \
              set max_samples_per_send to at most that"
         );
         assert_eq!(refused.retry_after(), None);
     }
     world.receive("c1", samples("c1", 100)).await.expect_status(200);
-    let rejections = "infogw_rejections_total{reason=\"over_burst\",route=\"receive\"}";
+    let rejections = "infogw_rejections_total{layer=\"rate_limit\",reason=\"over_burst\",route=\"receive\"}";
     assert_eq!(metric(&world.gateway, rejections).await, 3.0);
 }
 

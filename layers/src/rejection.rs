@@ -218,7 +218,7 @@ impl From<BoxError> for Rejection {
         match error.downcast::<Rejection>() {
             Ok(rejection) => *rejection,
             Err(error) if error.is::<tower::load_shed::error::Overloaded>() => {
-                overloaded("more requests are being served than this gateway takes at once")
+                overloaded("this gateway is busy with as many requests as it takes at once")
             }
             Err(_) => Rejection::internal("the request failed inside the gateway"),
         }
@@ -239,12 +239,13 @@ pub(crate) const LOAD_SHED: &str = "LoadShedLayer";
 /// use tower::{ServiceBuilder, load_shed::error::Overloaded};
 ///
 /// let rejection = shed_above(64)(Overloaded::new().into());
-/// assert_eq!(rejection.detail(), "this gateway serves 64 requests at once, and this is one more");
+/// assert_eq!(rejection.detail(), "this gateway is busy with 64 requests, the most that it takes at once");
 /// let _stack = ServiceBuilder::new().map_err(shed_above(64)).load_shed().concurrency_limit(64);
 /// ```
 pub fn shed_above(at_once: usize) -> impl Fn(BoxError) -> Rejection + Clone + Send + Sync + 'static {
+    let s = if at_once == 1 { "" } else { "s" };
     move |error| match error.is::<tower::load_shed::error::Overloaded>() {
-        true => overloaded(format!("this gateway serves {at_once} requests at once, and this is one more")),
+        true => overloaded(format!("this gateway is busy with {at_once} request{s}, the most that it takes at once")),
         false => error.into(),
     }
 }

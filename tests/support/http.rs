@@ -7,6 +7,7 @@ use hyper::{
     http::request::Builder,
 };
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use infogw_layers::rejection::Reason;
 
 use super::within;
 
@@ -40,13 +41,25 @@ impl Reply {
         Some(value.parse().unwrap_or_else(|_| panic!("not seconds: {self:?}")))
     }
 
-    /// The reason of a refusal: one line of at most 1,024 bytes, which is all that a stock sender reads.
+    /// The line of a refusal, at most 1,024 bytes, which is all that a stock sender reads: a reason from the list, what is wrong,
+    /// and when to come back, as the header says.
     #[track_caller]
     pub fn reason(&self) -> &str {
         assert!(self.body.len() <= 1024, "{} bytes: {self:?}", self.body.len());
         assert_eq!(self.header("content-type"), Some("text/plain; charset=utf-8"), "{self:?}");
         let line = self.text().strip_suffix('\n').unwrap_or_else(|| panic!("not a whole line: {self:?}"));
         assert!(!line.contains(char::is_control) && line.len() > 10, "not one line that says something: {self:?}");
+        let known = |reason: &str| Reason::ALL.iter().any(|known| known.as_str() == reason);
+        assert!(line.split_once(": ").is_some_and(|(reason, _)| known(reason)), "no reason from the list: {self:?}");
+        let told =
+            line.rsplit_once("; come back in ").and_then(|(_, told)| told.strip_suffix(" s")?.parse::<u64>().ok());
+        // The header is jittered upwards.
+        let wait = told.map(|told| told..=told + (told / 2).max(1));
+        match (wait, self.retry_after()) {
+            (None, None) => {}
+            (Some(wait), Some(header)) => assert!(wait.contains(&header), "says two things of when: {self:?}"),
+            _ => panic!("says one thing in its header, another in its line: {self:?}"),
+        }
         line
     }
 
