@@ -228,7 +228,10 @@ async fn what_upload_refuses_is_told_in_the_gateways_words() {
         assert_eq!((exit.code(), &without["refused"]), (code, refused), "{case}");
     }
     let exit = run(&["token", "read", "--partition-label=cluster"], good.as_bytes()).await;
-    assert!(exit.code() == 1 && exit.stdout.contains("no: the token names no cluster in `cluster`"), "{exit:?}");
+    assert!(
+        exit.code() == 1 && exit.stdout.contains("no: unauthenticated: the token names no cluster in `cluster`"),
+        "{exit:?}"
+    );
     let expired = signed(&with("exp", json!(at - 3600 - 90)));
     let exit = run(&["token", "read"], expired.as_bytes()).await;
     assert!(

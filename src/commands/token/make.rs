@@ -35,7 +35,7 @@ pub struct UploadArgs {
     /// Label that carries the cluster id, as the gateway has it [default: _id].
     #[arg(long, value_name = "NAME")]
     partition_label: Option<String>,
-    /// Label that must be on uploaded series, name=value, as the gateway has it in --required-label; repeatable, comma-separated.
+    /// Label that must be on uploaded series, name=value, as --required-label or the policy file has it; repeatable, comma-separated.
     #[arg(long, value_name = "NAME=VALUE")]
     label: Vec<String>,
     /// Life of the token [default: 86400].
@@ -72,7 +72,7 @@ pub(super) fn upload(args: UploadArgs) -> Result<Exit, Failure> {
     let partition_label =
         label_name("--partition-label", given(args.partition_label).unwrap_or_else(|| "_id".to_owned()))?;
     let mut labels: BTreeMap<_, _> = pairs("--label", &args.label)?.into_iter().collect();
-    // As the gateway has it of --required-label.
+    // As the gateway says it of --required-label.
     if let Some((name, _)) = labels.iter().find(|(_, value)| value.is_empty()) {
         let why = format!("--label: `{name}` has no value, and no series could carry it");
         return Err(Failure::new(Exit::Usage, why));

@@ -18,6 +18,7 @@ use infogw_layers::{
         token::TokenAuthorizer,
     },
     clock::{Clock as _, SystemClock},
+    rejection::{Reason, Rejection},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -186,8 +187,8 @@ impl Jwt {
         // Who it is, as the gateway asks; the verifier has said its word.
         let authorizer = TokenAuthorizer::new(TokenVerifier::new(Vec::new()), partition_label);
         let refused = match claims_checked {
-            Err(error) => Some(error.to_string()),
-            Ok(claims) => authorizer.identity(claims).err().map(|rejection| rejection.detail().to_owned()),
+            Err(error) => Some(answer(&Rejection::new(Reason::Unauthenticated, error.to_string()))),
+            Ok(claims) => authorizer.identity(claims).err().map(|rejection| answer(&rejection)),
         };
         let mut claim = |name: &str| claims.remove(name).unwrap_or_default();
         let labels = claim("telemeter.openshift.io").get_mut("labels").map(Value::take).unwrap_or_default();
@@ -247,6 +248,11 @@ impl Jwt {
     }
 }
 
+/// The line that the gateway would answer.
+fn answer(rejection: &Rejection) -> String {
+    format!("{}: {}", rejection.reason(), rejection.detail())
+}
+
 /// Whether a key made the signature, be the claims what they may.
 fn signed<T>(verified: &Result<T, TokenError>) -> bool {
     use TokenError::{Audience, Claims, Expired, Issuer, NotYetValid};
@@ -289,7 +295,7 @@ impl Composite {
     fn read(token: &str, show_secrets: bool) -> Option<Self> {
         let mut object = object(&alphabet::STANDARD, token)?;
         let request = Request::builder().header(header::AUTHORIZATION, format!("Bearer {token}")).body(()).ok()?;
-        let refused = CompositeToken.credential(&request).err().map(|rejection| rejection.detail().to_owned());
+        let refused = CompositeToken.credential(&request).err().map(|rejection| answer(&rejection));
         let cluster = object.remove("cluster_id").unwrap_or_default();
         let secret = object.remove("authorization_token").unwrap_or_default();
         let fields =
