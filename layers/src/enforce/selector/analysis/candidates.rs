@@ -1,47 +1,70 @@
 //! Which of many selectors may match a series, found without asking each.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use aho_corasick::AhoCorasick;
 
 use super::super::crowds::Crowds;
 use super::super::matcher::Accepts;
-use super::super::{Labels, Selector};
+use super::super::{Labels, Selector, go_regex};
 use super::analyst::Example;
+use super::hints;
 use super::work::{GaveUp, Work};
 
-/// Selectors by a value or prefix that they cannot match without.
-#[derive(Default)]
+/// Selectors by a value, a prefix or a part of a value that they cannot match without.
 pub(super) struct Candidates<'s> {
-    labels: HashMap<&'s str, Filed<'s>>,
-    /// Those that ask for neither.
+    labels: BTreeMap<&'s str, Filed<'s>>,
+    /// Those that ask for none of these.
     others: Vec<usize>,
 }
 
 #[derive(Default)]
 struct Filed<'s> {
-    values: HashMap<&'s str, Vec<usize>>,
-    prefixes: HashMap<&'s str, Vec<usize>>,
+    values: HashMap<&'s str, Vec<usize>, foldhash::fast::RandomState>,
+    prefixes: HashMap<&'s str, Vec<usize>, foldhash::fast::RandomState>,
     /// Of the prefixes.
     lengths: BTreeSet<usize>,
+    parts: Option<Parts>,
+}
+
+struct Parts {
+    finder: AhoCorasick,
+    /// In the order of the finder's patterns.
+    selectors: Vec<Vec<usize>>,
 }
 
 impl<'s> Candidates<'s> {
     pub(super) fn new(selectors: &[(usize, &'s Selector)]) -> Self {
         let alone: Vec<&Selector> = selectors.iter().map(|(_, selector)| *selector).collect();
         let crowds = Crowds::count(&alone);
-        let mut candidates = Self::default();
+        let mut parts: BTreeMap<&str, BTreeMap<Vec<u8>, Vec<usize>>> = BTreeMap::new();
+        let mut candidates = Self { labels: BTreeMap::new(), others: Vec::new() };
         for &(index, selector) in selectors {
-            let key = crowds.best_label(selector).map(|matcher| (matcher.name(), matcher.accepts()));
-            let Some((label, Accepts::Listed { values, prefixes })) = key else {
-                candidates.others.push(index);
-                continue;
-            };
-            let filed = candidates.labels.entry(label).or_default();
-            for value in values {
-                filed.values.entry(value).or_default().push(index);
+            match crowds.best_label(selector).map(|matcher| (matcher.name(), matcher.accepts())) {
+                Some((label, Accepts::Listed { values, prefixes })) => {
+                    let filed = candidates.labels.entry(label).or_default();
+                    for value in values {
+                        filed.values.entry(value).or_default().push(index);
+                    }
+                    for (text, _) in prefixes {
+                        filed.prefixes.entry(text).or_default().push(index);
+                        filed.lengths.insert(text.len());
+                    }
+                }
+                Some((label, Accepts::Regex(source))) => match required(source) {
+                    Some(part) => parts.entry(label).or_default().entry(part).or_default().push(index),
+                    None => candidates.others.push(index),
+                },
+                Some((_, Accepts::Unlisted)) | None => candidates.others.push(index),
             }
-            for (text, _) in prefixes {
-                filed.prefixes.entry(text).or_default().push(index);
-                filed.lengths.insert(text.len());
+        }
+        for (label, parts) in parts {
+            match AhoCorasick::new(parts.keys()) {
+                Ok(finder) => {
+                    let selectors = parts.into_values().collect();
+                    candidates.labels.entry(label).or_default().parts = Some(Parts { finder, selectors });
+                }
+                Err(_) => candidates.others.extend(parts.into_values().flatten()),
             }
         }
         candidates
@@ -49,18 +72,37 @@ impl<'s> Candidates<'s> {
 
     /// In order, those that may match; all others do not.
     pub(super) fn of(&self, example: &Example<'_>, work: &mut Work) -> Result<Vec<usize>, GaveUp> {
-        work.spend(1 + self.others.len())?;
         let mut found = self.others.clone();
         for (label, filed) in example.labels().filter_map(|(name, _)| self.labels.get_key_value(name)) {
-            let value = example.value(label);
-            found.extend(filed.values.get(value).into_iter().flatten());
-            for prefix in filed.lengths.iter().map_while(|&length| (length <= value.len()).then(|| value.get(..length)))
-            {
-                found.extend(prefix.and_then(|prefix| filed.prefixes.get(prefix)).into_iter().flatten());
-            }
+            filed.add(example.value(label), &mut found, work)?;
         }
+        work.spend(found.len())?;
         found.sort_unstable();
         found.dedup();
         Ok(found)
     }
+}
+
+impl Filed<'_> {
+    fn add(&self, value: &str, found: &mut Vec<usize>, work: &mut Work) -> Result<(), GaveUp> {
+        work.spend(value.len())?;
+        found.extend(self.values.get(value).into_iter().flatten());
+        for &length in self.lengths.range(..=value.len()) {
+            let prefix = value.get(..length);
+            found.extend(prefix.and_then(|prefix| self.prefixes.get(prefix)).into_iter().flatten());
+        }
+        if let Some(parts) = &self.parts {
+            for hit in parts.finder.find_overlapping_iter(value) {
+                let selectors = parts.selectors.get(hit.pattern().as_usize());
+                work.spend(1 + selectors.map_or(0, Vec::len))?;
+                found.extend(selectors.into_iter().flatten());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn required(source: &str) -> Option<Vec<u8>> {
+    let tree = go_regex::parse(source).ok()?;
+    hints::required(&tree).map(<[u8]>::to_vec)
 }

@@ -164,7 +164,7 @@ impl<'s> List<'s> {
         let mut examples = vec![example.clone()];
         let possible = candidates.of(example, self.analyst.solver.work())?;
         for (by, outer) in possible.into_iter().filter_map(|by| Some((by, self.selectors.get(by)?))) {
-            self.analyst.solver.work().spend(examples.len())?;
+            self.analyst.solver.work().spend(8 * examples.len())?;
             if by == this || !examples.iter().all(|example| outer.matches(example)) {
                 continue;
             }

@@ -87,6 +87,9 @@ pub(super) struct Lazy {
 struct Node {
     id: Option<LazyStateID>,
     accepts: bool,
+    /// What it takes in memory beyond the least, which tells how dear it is to leave: it stands for
+    /// a set of states of the program.
+    size: usize,
     /// What follows, by class; empty until somebody asks.
     row: Box<[State]>,
 }
@@ -98,7 +101,7 @@ impl Lazy {
         let tree = pattern::whole(go_regex::parse(source).map_err(|_| GaveUp)?);
         let config = thompson::Config::new().nfa_size_limit(Some(PROGRAM_LIMIT)).which_captures(WhichCaptures::None);
         let nfa = thompson::Compiler::new().configure(config).build_from_hir(&tree).map_err(|_| GaveUp)?;
-        work.spend(nfa.states().len())?;
+        work.spend(nfa.states().len() * 8)?;
         let config = dfa::DFA::config()
             .match_kind(MatchKind::All)
             .cache_capacity(STATES_LIMIT)
@@ -108,7 +111,7 @@ impl Lazy {
         let dfa = dfa::DFA::builder().configure(config).build_from_nfa(nfa).map_err(|_| GaveUp)?;
         let cache = dfa.create_cache();
         let bytes = dfa.byte_classes().representatives(0..=u8::MAX).filter_map(|unit| unit.as_u8()).collect();
-        let dead = Node { id: None, accepts: false, row: Box::default() };
+        let dead = Node { id: None, accepts: false, size: 0, row: Box::default() };
         Ok(Self { dfa, cache, bytes, nodes: vec![dead], numbers: HashMap::default(), start: None })
     }
 
@@ -123,8 +126,9 @@ impl Lazy {
             return Ok(start);
         }
         let input = Input::new("").anchored(Anchored::Yes);
+        let before = self.cache.memory_usage();
         let id = self.dfa.start_state_forward(&mut self.cache, &input).map_err(|_| GaveUp)?;
-        let start = self.number(id)?;
+        let start = self.number(id, before)?;
         self.start = Some(start);
         Ok(start)
     }
@@ -134,19 +138,19 @@ impl Lazy {
     }
 
     fn expand(&mut self, state: State, work: &mut Work) -> Result<(), GaveUp> {
-        let Some(Node { id: Some(id), row, .. }) = self.nodes.get(state as usize) else {
+        let Some(Node { id: Some(id), row, size, .. }) = self.nodes.get(state as usize) else {
             return Ok(());
         };
         if !row.is_empty() {
             return Ok(());
         }
         let id = *id;
-        // A new state stands for a set of those of the program, which is small as a rule.
-        work.spend(self.bytes.len() * (4 + self.dfa.get_nfa().states().len() / 64))?;
+        work.spend(self.bytes.len() * (8 + size))?;
         let mut row = Vec::with_capacity(self.bytes.len());
         for &byte in &*Arc::clone(&self.bytes) {
+            let before = self.cache.memory_usage();
             let next = self.dfa.next_state(&mut self.cache, id, byte).map_err(|_| GaveUp)?;
-            row.push(self.number(next)?);
+            row.push(self.number(next, before)?);
         }
         if let Some(node) = self.nodes.get_mut(state as usize) {
             node.row = row.into();
@@ -159,16 +163,19 @@ impl Lazy {
         row.get(self.class(byte)).copied().unwrap_or(DEAD)
     }
 
-    fn number(&mut self, id: LazyStateID) -> Result<State, GaveUp> {
+    /// The number of a state, where so much memory was in use before it was found.
+    fn number(&mut self, id: LazyStateID, before: usize) -> Result<State, GaveUp> {
         if id.is_dead() {
             return Ok(DEAD);
         }
         if let Some(&number) = self.numbers.get(&id) {
             return Ok(number);
         }
+        let least = (size_of::<State>() << self.dfa.byte_classes().stride2()) + 64;
+        let size = self.cache.memory_usage().saturating_sub(before + least);
         let end = self.dfa.next_eoi_state(&mut self.cache, id).map_err(|_| GaveUp)?;
         let number = State::try_from(self.nodes.len()).map_err(|_| GaveUp)?;
-        self.nodes.push(Node { id: Some(id), accepts: end.is_match(), row: Box::default() });
+        self.nodes.push(Node { id: Some(id), accepts: end.is_match(), size, row: Box::default() });
         self.numbers.insert(id, number);
         Ok(number)
     }

@@ -23,6 +23,7 @@
 mod analyst;
 mod candidates;
 mod finding;
+mod hints;
 mod machine;
 mod product;
 mod simplify;

@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::super::go_regex;
 use super::super::matcher::{MatchOp, Matcher};
 use super::super::pattern::{Pattern, Shape};
+use super::hints;
 use super::machine::{Lazy, Machine, Trie};
 use super::product::{Term, shortest};
 use super::work::{GaveUp, Work};
@@ -78,6 +80,14 @@ impl<'m> Condition<'m> {
         passes == self.holds
     }
 
+    /// The regular expression, if the test is no list.
+    fn source(&self) -> Option<&'m str> {
+        match self.test {
+            Test::Matches(pattern, source) if matches!(pattern.shape(), Shape::Regex(_)) => Some(source),
+            _ => None,
+        }
+    }
+
     /// Values and prefixes, if the test is a list of them.
     fn list(&self) -> Option<List<'m>> {
         match self.test {
@@ -118,12 +128,14 @@ pub(super) struct Solver {
     work: Work,
     regexes: HashMap<Box<str>, Box<Lazy>, foldhash::fast::RandomState>,
     kept: usize,
+    /// A string or two that each regular expression matches, probably.
+    samples: HashMap<Box<str>, Box<[String]>, foldhash::fast::RandomState>,
 }
 
 impl Solver {
     /// For as many questions as `work` allows in all.
     pub(super) fn new(work: Work) -> Self {
-        Self { work, regexes: HashMap::default(), kept: 0 }
+        Self { work, regexes: HashMap::default(), kept: 0, samples: HashMap::default() }
     }
 
     /// What is left for further questions.
@@ -161,16 +173,26 @@ impl Solver {
         }
         let wanted = in_order(wanted);
         let unwanted = in_order(unwanted);
+        // All but the empty string are unwanted.
+        if unwanted.iter().filter_map(Condition::list).any(|list| list.prefixes.contains(&("", true))) {
+            return least(["".into()], conditions, work);
+        }
         let lists: Vec<List<'_>> = wanted.iter().filter_map(Condition::list).collect();
         let finite = lists.iter().filter(|list| list.prefixes.is_empty()).min_by_key(|list| list.values.len());
         if let Some(list) = finite {
             return least(list.values.iter().map(|&value| value.into()), conditions, work);
         }
-        let guess = if wanted.is_empty() {
+        let mut guess = if wanted.is_empty() {
             least(["".into(), UNUSUAL.into()], conditions, work)?
         } else {
             least(lists.iter().flat_map(List::guesses), conditions, work)?
         };
+        for source in wanted.iter().filter_map(Condition::source) {
+            if guess.is_none() {
+                let samples = self.samples(source, work)?.iter();
+                guess = least(samples.map(|sample| sample.into()), conditions, work)?;
+            }
+        }
         if guess.is_some() {
             return Ok(guess);
         }
@@ -183,6 +205,15 @@ impl Solver {
             Some(value) => String::from_utf8(value).map(Some).map_err(|_| GaveUp),
             None => Ok(None),
         }
+    }
+
+    fn samples(&mut self, source: &str, work: &mut Work) -> Result<&[String], GaveUp> {
+        if !self.samples.contains_key(source) {
+            work.spend(source.len() * 10)?;
+            let tree = go_regex::parse(source).map_err(|_| GaveUp)?;
+            self.samples.insert(source.into(), hints::samples(&tree).collect());
+        }
+        Ok(self.samples.get(source).map_or(&[], |samples| samples))
     }
 
     /// Automata for the conditions; false if no value can meet them. Those of regular expressions
@@ -268,15 +299,11 @@ fn sources<'m>(
     wanted: &[Condition<'m>],
     unwanted: &[Condition<'m>],
 ) -> impl Iterator<Item = (&'m str, bool)> + use<'m> {
-    let source = |condition: &Condition<'m>| match condition.test {
-        Test::Matches(pattern, source) if matches!(pattern.shape(), Shape::Regex(_)) => Some(source),
-        _ => None,
-    };
-    let mut wanted: Vec<&str> = wanted.iter().filter_map(source).collect();
+    let mut wanted: Vec<&str> = wanted.iter().filter_map(Condition::source).collect();
     if wanted.is_empty() {
         wanted.push(ANY);
     }
-    let unwanted: Vec<&str> = unwanted.iter().filter_map(source).collect();
+    let unwanted: Vec<&str> = unwanted.iter().filter_map(Condition::source).collect();
     wanted.into_iter().map(|source| (source, true)).chain(unwanted.into_iter().map(|source| (source, false)))
 }
 
