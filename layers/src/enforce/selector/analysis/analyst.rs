@@ -1,7 +1,9 @@
 //! Questions about whole selectors, put as questions about the values of single labels: labels
 //! vary independently of each other.
 
-use super::super::{Labels, Matcher, Selector};
+use std::collections::BTreeMap;
+
+use super::super::{Labels, METRIC_NAME, Matcher, Selector};
 use super::solver::{Condition, Solver};
 use super::work::{GaveUp, Work};
 
@@ -25,7 +27,7 @@ pub(super) enum Witness<'s> {
 
 /// The labels of one series.
 #[derive(Debug, Clone)]
-pub(super) struct Example<'s>(Vec<(&'s str, String)>);
+pub(super) struct Example<'s>(BTreeMap<&'s str, String>);
 
 impl<'s> Example<'s> {
     /// Those that the series has.
@@ -35,14 +37,15 @@ impl<'s> Example<'s> {
 
     /// The same but for one label.
     pub(super) fn with(&self, name: &'s str, value: String) -> Self {
-        let others = self.0.iter().filter(|(other, _)| *other != name).cloned();
-        Self(others.chain([(name, value)]).collect())
+        let mut labels = self.0.clone();
+        labels.insert(name, value);
+        Self(labels)
     }
 }
 
 impl Labels for Example<'_> {
     fn value(&self, name: &str) -> &str {
-        self.0.iter().find(|(other, _)| *other == name).map_or("", |(_, value)| value)
+        self.0.get(name).map_or("", String::as_str)
     }
 }
 
@@ -60,14 +63,14 @@ impl<'p> Analyst<'p> {
     where
         'p: 's,
     {
-        let mut values = Vec::new();
+        let mut values = BTreeMap::new();
         // That one label is too much to ask does not save the selector if another is impossible.
         let mut gave_up = None;
         let named = by_label(selector).map(|(label, _)| label);
         let present = self.present.iter().copied().filter(|label| on_label(selector, label).is_empty());
         for label in named.chain(present) {
             match self.solver.find(&self.conditions(selector, label)) {
-                Ok(Some(value)) => values.push((label, value)),
+                Ok(Some(value)) => drop(values.insert(label, value)),
                 Ok(None) => return Ok(Witness::Impossible { label }),
                 Err(error) => gave_up = Some(error),
             }
@@ -115,5 +118,13 @@ pub(super) fn by_label(selector: &Selector) -> impl Iterator<Item = (&str, &[Mat
 }
 
 fn on_label<'s>(selector: &'s Selector, label: &str) -> &'s [Matcher] {
-    by_label(selector).find(|(name, _)| *name == label).map_or(&[], |(_, matchers)| matchers)
+    let matchers = selector.matchers();
+    let start = matchers.partition_point(|matcher| order(matcher.name()) < order(label));
+    let length = matchers.get(start..).unwrap_or(&[]).partition_point(|matcher| matcher.name() == label);
+    matchers.get(start..start + length).unwrap_or(&[])
+}
+
+/// That of a selector's matchers.
+fn order(label: &str) -> (bool, &str) {
+    (label != METRIC_NAME, label)
 }

@@ -72,6 +72,7 @@ impl<'s> Candidates<'s> {
 
     /// In order, those that may match; all others do not.
     pub(super) fn of(&self, example: &Example<'_>, work: &mut Work) -> Result<Vec<usize>, GaveUp> {
+        work.spend(self.others.len())?;
         let mut found = self.others.clone();
         for (label, filed) in example.labels().filter_map(|(name, _)| self.labels.get_key_value(name)) {
             filed.add(example.value(label), &mut found, work)?;
@@ -92,11 +93,14 @@ impl Filed<'_> {
             found.extend(prefix.and_then(|prefix| self.prefixes.get(prefix)).into_iter().flatten());
         }
         if let Some(parts) = &self.parts {
+            let mut hits = Vec::new();
             for hit in parts.finder.find_overlapping_iter(value) {
-                let selectors = parts.selectors.get(hit.pattern().as_usize());
-                work.spend(1 + selectors.map_or(0, Vec::len))?;
-                found.extend(selectors.into_iter().flatten());
+                work.spend(1)?;
+                hits.push(hit.pattern().as_usize());
             }
+            hits.sort_unstable();
+            hits.dedup();
+            found.extend(hits.into_iter().filter_map(|hit| parts.selectors.get(hit)).flatten());
         }
         Ok(())
     }
@@ -104,5 +108,5 @@ impl Filed<'_> {
 
 fn required(source: &str) -> Option<Vec<u8>> {
     let tree = go_regex::parse(source).ok()?;
-    hints::required(&tree).map(<[u8]>::to_vec)
+    hints::required(&tree)
 }

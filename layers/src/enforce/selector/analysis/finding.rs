@@ -9,7 +9,10 @@ use super::simplify::simplified;
 use super::work::{GaveUp, Work};
 
 /// The work that each look at a list of selectors may take, and what the one before it left.
-const PER_PHASE: u64 = 30_000_000;
+const PER_PHASE: u64 = 60_000_000;
+
+/// More series that one selector matches than this save no more questions than they cost.
+const MAX_EXAMPLES: usize = 8;
 
 /// Something about one of several selectors that its author should know. Selectors are numbered as
 /// in the list: from 0 in the fields, from 1 in the text.
@@ -164,12 +167,13 @@ impl<'s> List<'s> {
         let mut examples = vec![example.clone()];
         let possible = candidates.of(example, self.analyst.solver.work())?;
         for (by, outer) in possible.into_iter().filter_map(|by| Some((by, self.selectors.get(by)?))) {
-            self.analyst.solver.work().spend(8 * examples.len())?;
+            self.analyst.solver.work().spend(examples.len() * (6 + 2 * outer.matchers().len()))?;
             if by == this || !examples.iter().all(|example| outer.matches(example)) {
                 continue;
             }
             match self.analyst.counterexample(outer, inner) {
-                Ok(Some((label, value))) => examples.push(example.with(label, value)),
+                Ok(Some((label, value))) if examples.len() < MAX_EXAMPLES => examples.push(example.with(label, value)),
+                Ok(Some(_)) => {}
                 // If each contains the other, or might, the earlier one stays: no two may be said
                 // to make no difference because of each other.
                 Ok(None) if by < this => return Ok(Some(by)),

@@ -64,12 +64,18 @@ fn write(tree: &Hir, taste: Taste, sample: &mut Vec<u8>) -> Option<()> {
 
 /// A text that is part of every string that the expression matches: the longest one that is easily
 /// seen.
-pub(super) fn required(tree: &Hir) -> Option<&[u8]> {
+pub(super) fn required(tree: &Hir) -> Option<Vec<u8>> {
     match tree.kind() {
-        HirKind::Literal(literal) => literal.0.get(..literal.0.len().min(MAX_REQUIRED)),
-        HirKind::Repetition(repeat) if repeat.min > 0 => required(&repeat.sub),
+        HirKind::Literal(literal) => literal.0.get(..literal.0.len().min(MAX_REQUIRED)).map(<[u8]>::to_vec),
+        HirKind::Repetition(repeat) if repeat.min > 0 => match repeat.sub.kind() {
+            HirKind::Literal(literal) => {
+                let repeated = literal.0.iter().cycle().take(literal.0.len().saturating_mul(repeat.min as usize));
+                Some(repeated.take(MAX_REQUIRED).copied().collect())
+            }
+            _ => required(&repeat.sub),
+        },
         HirKind::Capture(capture) => required(&capture.sub),
-        HirKind::Concat(parts) => parts.iter().filter_map(required).max_by_key(|text| text.len()),
+        HirKind::Concat(parts) => parts.iter().filter_map(required).max_by_key(Vec::len),
         _ => None,
     }
 }
@@ -105,6 +111,8 @@ mod tests {
             (".+_cpu1_[a-z]+_total", Some("_cpu1_")),
             ("job_[0-9]+", Some("job_")),
             ("(?:abc)+d", Some("abc")),
+            ("a(?:bc){2,}[d-f]", Some("bcbc")),
+            ("a{1000}b", Some(&"a".repeat(MAX_REQUIRED))),
             ("(abc)*d", Some("d")),
             ("(abc){0,2}", None),
             ("a|b", None),
@@ -113,9 +121,9 @@ mod tests {
             (".*", None),
         ] {
             let tree = go_regex::parse(source).unwrap();
-            assert_eq!(required(&tree).map(|text| std::str::from_utf8(text).unwrap()), expected, "{source}");
+            assert_eq!(required(&tree), expected.map(|text: &str| text.into()), "{source}");
         }
         let long = go_regex::parse(&"é".repeat(100)).unwrap();
-        assert_eq!(required(&long).map(<[u8]>::len), Some(MAX_REQUIRED));
+        assert_eq!(required(&long).map(|text| text.len()), Some(MAX_REQUIRED));
     }
 }

@@ -13,6 +13,9 @@ use super::work::{GaveUp, Work};
 /// The most memory that the program of one expression may take here, in bytes.
 const PROGRAM_LIMIT: usize = 4 << 20;
 
+/// What it takes to find that out, in units of work.
+pub(super) const TOO_LARGE_COST: usize = 1_000_000;
+
 /// The most memory that the states of one expression may take, in bytes.
 const STATES_LIMIT: usize = 4 << 20;
 
@@ -95,24 +98,27 @@ struct Node {
 }
 
 impl Lazy {
-    /// An expression as written in a selector.
-    pub(super) fn new(source: &str, work: &mut Work) -> Result<Self, GaveUp> {
-        work.spend(source.len())?;
-        let tree = pattern::whole(go_regex::parse(source).map_err(|_| GaveUp)?);
+    /// An expression as written in a selector; `None` if it is too large.
+    pub(super) fn new(source: &str) -> Option<Self> {
+        let tree = pattern::whole(go_regex::parse(source).ok()?);
         let config = thompson::Config::new().nfa_size_limit(Some(PROGRAM_LIMIT)).which_captures(WhichCaptures::None);
-        let nfa = thompson::Compiler::new().configure(config).build_from_hir(&tree).map_err(|_| GaveUp)?;
-        work.spend(nfa.states().len() * 8)?;
+        let nfa = thompson::Compiler::new().configure(config).build_from_hir(&tree).ok()?;
         let config = dfa::DFA::config()
             .match_kind(MatchKind::All)
             .cache_capacity(STATES_LIMIT)
             .skip_cache_capacity_check(true)
             // Numbers stay valid: it fails rather than forgets.
             .minimum_cache_clear_count(Some(0));
-        let dfa = dfa::DFA::builder().configure(config).build_from_nfa(nfa).map_err(|_| GaveUp)?;
+        let dfa = dfa::DFA::builder().configure(config).build_from_nfa(nfa).ok()?;
         let cache = dfa.create_cache();
         let bytes = dfa.byte_classes().representatives(0..=u8::MAX).filter_map(|unit| unit.as_u8()).collect();
         let dead = Node { id: None, accepts: false, size: 0, row: Box::default() };
-        Ok(Self { dfa, cache, bytes, nodes: vec![dead], numbers: HashMap::default(), start: None })
+        Some(Self { dfa, cache, bytes, nodes: vec![dead], numbers: HashMap::default(), start: None })
+    }
+
+    /// What it took to make it, in units of work.
+    pub(super) fn cost(&self) -> usize {
+        self.dfa.get_nfa().states().len() * 8
     }
 
     /// In bytes, roughly.
@@ -227,7 +233,7 @@ impl Trie {
     }
 
     fn walk(&mut self, text: &str, work: &mut Work) -> Result<State, GaveUp> {
-        work.spend(text.len())?;
+        work.spend(text.len() * 4)?;
         let mut at = Self::ROOT;
         for byte in text.bytes() {
             let new = State::try_from(self.nodes.len()).map_err(|_| GaveUp)?;

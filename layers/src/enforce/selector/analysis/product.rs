@@ -1,6 +1,7 @@
 //! Several automata at once: a value that they all agree on.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::machine::{ALL, DEAD, Machine, State};
 use super::work::{GaveUp, Work};
@@ -41,24 +42,27 @@ pub(super) fn shortest(terms: &mut [Term], work: &mut Work) -> Result<Option<Vec
     if is_content(terms, &start) {
         return Ok(Some(Vec::new()));
     }
-    let mut seen: HashSet<Box<[State]>, foldhash::fast::RandomState> = HashSet::default();
-    seen.insert(start.clone().into());
+    let mut seen: HashSet<Arc<[State]>, foldhash::fast::RandomState> = HashSet::default();
+    let start: Arc<[State]> = start.into();
+    seen.insert(Arc::clone(&start));
     // In order of discovery, which is that of length.
-    let mut found: Vec<Found> = vec![Found { states: start.into(), from: 0, byte: 0 }];
+    let mut found: Vec<Found> = vec![Found { states: start, from: 0, byte: 0 }];
+    let mut next = Vec::with_capacity(terms.len());
     let mut at = 0;
-    while let Some(states) = found.get(at).map(|found| found.states.clone()) {
+    while let Some(states) = found.get(at).map(|found| Arc::clone(&found.states)) {
         work.spend(bytes.len() * terms.len())?;
-        for (term, &state) in terms.iter_mut().zip(&states) {
+        for (term, &state) in terms.iter_mut().zip(&*states) {
             term.machine.expand(state, work)?;
         }
         for &byte in &bytes {
-            let Some(next) = step(terms, &states, byte) else { continue };
-            if !seen.insert(next.clone()) {
+            if !step(terms, &states, byte, &mut next) || seen.contains(&*next) {
                 continue;
             }
-            let content = is_content(terms, &next);
-            found.push(Found { states: next, from: at, byte });
-            if content {
+            work.spend(16 + terms.len())?;
+            let states: Arc<[State]> = next.as_slice().into();
+            seen.insert(Arc::clone(&states));
+            found.push(Found { states, from: at, byte });
+            if is_content(terms, &next) {
                 return Ok(Some(path(&found)));
             }
         }
@@ -69,17 +73,16 @@ pub(super) fn shortest(terms: &mut [Term], work: &mut Work) -> Result<Option<Vec
 
 /// A combination of states, and how it was reached.
 struct Found {
-    states: Box<[State]>,
+    states: Arc<[State]>,
     from: usize,
     byte: u8,
 }
 
-fn step(terms: &[Term], states: &[State], byte: u8) -> Option<Box<[State]>> {
-    let next = |(term, &state): (&Term, &State)| {
-        let next = term.machine.next(state, byte);
-        (!term.is_hopeless(next)).then_some(next)
-    };
-    terms.iter().zip(states).map(next).collect()
+/// What follows `states`; false if that is hopeless.
+fn step(terms: &[Term], states: &[State], byte: u8, next: &mut Vec<State>) -> bool {
+    next.clear();
+    next.extend(terms.iter().zip(states).map(|(term, &state)| term.machine.next(state, byte)));
+    !terms.iter().zip(&*next).any(|(term, &state)| term.is_hopeless(state))
 }
 
 fn is_content(terms: &[Term], states: &[State]) -> bool {

@@ -1,18 +1,18 @@
 //! Which values a label may have: a value that meets all conditions, or that there is none.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::super::go_regex;
 use super::super::matcher::{MatchOp, Matcher};
 use super::super::pattern::{Pattern, Shape};
 use super::hints;
-use super::machine::{Lazy, Machine, Trie};
+use super::machine::{Lazy, Machine, TOO_LARGE_COST, Trie};
 use super::product::{Term, shortest};
 use super::work::{GaveUp, Work};
 
-/// The most work that one question may take: some ten milliseconds.
-const PER_QUESTION: u64 = 1_000_000;
+/// The most work that one question may take: some fifty milliseconds.
+const PER_QUESTION: u64 = 3_000_000;
 
 /// What the automata that are kept for later questions may take together, in bytes.
 const KEPT_LIMIT: usize = 64 << 20;
@@ -128,6 +128,8 @@ pub(super) struct Solver {
     work: Work,
     regexes: HashMap<Box<str>, Box<Lazy>, foldhash::fast::RandomState>,
     kept: usize,
+    /// Those that no automaton is built for.
+    too_large: HashSet<Box<str>, foldhash::fast::RandomState>,
     /// A string or two that each regular expression matches, probably.
     samples: HashMap<Box<str>, Box<[String]>, foldhash::fast::RandomState>,
 }
@@ -135,7 +137,7 @@ pub(super) struct Solver {
 impl Solver {
     /// For as many questions as `work` allows in all.
     pub(super) fn new(work: Work) -> Self {
-        Self { work, regexes: HashMap::default(), kept: 0, samples: HashMap::default() }
+        Self { work, regexes: HashMap::default(), kept: 0, too_large: HashSet::default(), samples: HashMap::default() }
     }
 
     /// What is left for further questions.
@@ -162,7 +164,7 @@ impl Solver {
     }
 
     fn search(&mut self, conditions: &[Condition<'_>], work: &mut Work) -> Result<Option<String>, GaveUp> {
-        work.spend(1 + conditions.len())?;
+        work.spend(16 + 4 * conditions.len())?;
         let (mut wanted, mut unwanted) = (HashMap::new(), HashMap::new());
         for condition in conditions {
             let side = if condition.holds { &mut wanted } else { &mut unwanted };
@@ -226,13 +228,7 @@ impl Solver {
         work: &mut Work,
     ) -> Result<bool, GaveUp> {
         for (source, accept) in sources(wanted, unwanted) {
-            let lazy = match self.regexes.remove(source) {
-                Some(lazy) => {
-                    self.kept = self.kept.saturating_sub(lazy.memory());
-                    lazy
-                }
-                None => Box::new(Lazy::new(source, work)?),
-            };
+            let lazy = self.automaton(source, work)?;
             terms.push(Term { machine: Machine::Regex(lazy), accept });
         }
         for list in wanted.iter().filter_map(Condition::list).filter(|list| !list.is_everything()) {
@@ -252,6 +248,23 @@ impl Solver {
             terms.push(Term { machine: Machine::List(trie), accept: false });
         }
         Ok(true)
+    }
+
+    fn automaton(&mut self, source: &str, work: &mut Work) -> Result<Box<Lazy>, GaveUp> {
+        if let Some(lazy) = self.regexes.remove(source) {
+            self.kept = self.kept.saturating_sub(lazy.memory());
+            return Ok(lazy);
+        }
+        if self.too_large.contains(source) {
+            return Err(GaveUp);
+        }
+        let Some(lazy) = Lazy::new(source) else {
+            self.too_large.insert(source.into());
+            work.spend(TOO_LARGE_COST)?;
+            return Err(GaveUp);
+        };
+        work.spend(lazy.cost())?;
+        Ok(Box::new(lazy))
     }
 
     /// Keeps the automata of regular expressions for other questions.
