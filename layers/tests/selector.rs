@@ -182,6 +182,22 @@ fn a_set_finds_selectors_by_every_path() {
 }
 
 #[test]
+fn a_set_finds_the_first_that_matches_as_given() {
+    let rules = ["down", "{job='api'}", "up", "{__name__=~'u.*'}", "up", "{__name__=~'.*p'}"];
+    let set = SelectorSet::new(rules.iter().map(|rule| parse(rule).unwrap())).unwrap();
+    for (labels, expected) in [
+        (&[("__name__", "up")][..], Some(2)),
+        (&[("__name__", "up"), ("job", "api")], Some(1)),
+        (&[("__name__", "cp")], Some(5)),
+        (&[("__name__", "cpu")], None),
+        (&[], None),
+    ] {
+        assert_eq!(set.find(&series(labels)), expected, "{labels:?}");
+    }
+    assert_eq!(SelectorSet::new([]).unwrap().find(&series(&[("__name__", "up")])), None);
+}
+
+#[test]
 fn selectors_that_share_a_name_are_told_apart_by_another_label() {
     let rules = (0..2_000).map(|i| parse(&format!("up{{instance='i{i}',job=~'a|b'}}")).unwrap());
     let set = SelectorSet::new(rules).unwrap();
@@ -328,6 +344,8 @@ proptest! {
         for series in all {
             let expected = selectors.iter().any(|selector| selector.matches(&series));
             prop_assert_eq!(set.matches(&series), expected, "{:?}", series);
+            let first = (0..selectors.len()).find(|&at| selectors[at].matches(&series));
+            prop_assert_eq!(set.find(&series), first, "{:?}", series);
         }
     }
 

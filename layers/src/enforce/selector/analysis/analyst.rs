@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::super::{Labels, METRIC_NAME, Matcher, Selector};
-use super::solver::{Condition, Solver};
+use super::condition::Condition;
+use super::solver::Solver;
 use super::work::{GaveUp, Work};
 
 /// The most work on a question that somebody asks about one selector or two: a fraction of a

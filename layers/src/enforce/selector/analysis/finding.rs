@@ -93,16 +93,20 @@ impl fmt::Display for Finding {
 ///
 /// Takes seconds at most, and memory in proportion; see [`Finding::Unknown`].
 pub fn findings(selectors: &[Selector], always_present: &[&str]) -> Vec<Finding> {
+    findings_within(PER_PHASE, selectors, always_present)
+}
+
+fn findings_within(per_phase: u64, selectors: &[Selector], always_present: &[&str]) -> Vec<Finding> {
     let mut list = List {
         selectors,
-        analyst: Analyst::new(always_present, Work::new(PER_PHASE)),
+        analyst: Analyst::new(always_present, Work::new(per_phase)),
         found: vec![None; selectors.len()],
         unknown: vec![false; selectors.len()],
     };
     let examples = list.look_at_each();
-    list.analyst.solver.work().put_back(&Work::new(PER_PHASE));
+    list.analyst.solver.work().put_back(&Work::new(per_phase));
     list.compare(&examples);
-    list.analyst.solver.work().put_back(&Work::new(PER_PHASE));
+    list.analyst.solver.work().put_back(&Work::new(per_phase));
     list.simplify();
     list.into_findings()
 }
@@ -233,5 +237,49 @@ impl<'s> List<'s> {
         let open = self.found.iter().zip(&self.unknown).filter(|(found, unknown)| found.is_none() && **unknown).count();
         let rest = (open > 0).then_some(Finding::Unknown { selectors: open });
         self.found.into_iter().flatten().chain(rest).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(texts: impl IntoIterator<Item = String>) -> Vec<Selector> {
+        texts.into_iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_left_when_the_work_is_done_is_told() {
+        let mut texts: Vec<String> =
+            (1..12).map(|i| format!("{{a=~'(x|y)*x(x|y){{{i}}}',a=~'(x|y)*y(x|y){{7}}'}}")).collect();
+        texts.extend(["up".into(), "up".into(), "down{a='1',a='2'}".into(), "up{a='1'}".into()]);
+        let selectors = parse(texts);
+        let all = findings_within(u64::MAX, &selectors[..8], &[]);
+        assert_eq!(all, [Finding::NeverMatches { this: 6, label: "a".into() }]);
+        let none = findings_within(0, &selectors, &[]);
+        assert_eq!(none, [Finding::Repeats { this: 12, first: 11 }, Finding::Unknown { selectors: 14 }]);
+        for per_phase in (0..18).map(|bits| 1 << bits) {
+            let found = findings_within(per_phase, &selectors, &[]);
+            assert!(found.contains(&Finding::Repeats { this: 12, first: 11 }));
+            let told = |finding: &Finding| match finding {
+                Finding::NeverMatches { this, .. } => [6, 13].contains(this),
+                Finding::Contained { this: 14, by: 11 } | Finding::Repeats { .. } | Finding::Unknown { .. } => true,
+                _ => false,
+            };
+            assert!(found.iter().all(told), "{per_phase}: {found:?}");
+            assert_eq!(found, findings_within(per_phase, &selectors, &[]), "the same at any time");
+        }
+    }
+
+    #[test]
+    fn no_two_make_no_difference_because_of_each_other() {
+        let texts = ["[ab]+c?", "(a|b)+c?", "(b|a)+(c|)", "[a-b]+c?|a"];
+        let selectors = parse(texts.map(|text| format!("{{a=~'{text}'}}")));
+        for per_phase in (0..8_000).step_by(10) {
+            let found = findings_within(per_phase, &selectors, &[]);
+            let gone = found.iter().filter(|finding| matches!(finding, Finding::Contained { .. })).count();
+            assert!(gone < selectors.len(), "{per_phase}: {found:?}");
+        }
+        assert_eq!(findings_within(u64::MAX, &selectors, &[]).len(), 3);
     }
 }

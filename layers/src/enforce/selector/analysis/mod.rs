@@ -22,6 +22,7 @@
 
 mod analyst;
 mod candidates;
+mod condition;
 mod finding;
 mod hints;
 mod machine;

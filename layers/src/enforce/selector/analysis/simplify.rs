@@ -2,7 +2,8 @@
 
 use super::super::{MatchOp, Matcher, Selector};
 use super::analyst::{Analyst, by_label};
-use super::solver::{Condition, Solver};
+use super::condition::Condition;
+use super::solver::Solver;
 use super::work::GaveUp;
 
 /// The selector with fewer regular expressions, if some can go.

@@ -4,8 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::super::go_regex;
-use super::super::matcher::{MatchOp, Matcher};
-use super::super::pattern::{Pattern, Shape};
+use super::condition::{Condition, List, UNUSUAL};
 use super::hints;
 use super::machine::{Lazy, Machine, TOO_LARGE_COST, Trie};
 use super::product::{Term, shortest};
@@ -19,109 +18,6 @@ const KEPT_LIMIT: usize = 64 << 20;
 
 /// Any text at all, as the regular expression that says so.
 const ANY: &str = ".*";
-
-/// What no selector asks for by name, as a guess.
-const UNUSUAL: &str = "\u{e000}";
-
-/// What is asked of a value.
-#[derive(Clone, Copy)]
-pub(super) struct Condition<'m> {
-    test: Test<'m>,
-    /// Whether the test shall pass.
-    holds: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Test<'m> {
-    Equals(&'m str),
-    /// A regular expression, and how it is written.
-    Matches(&'m Pattern, &'m str),
-}
-
-impl<'m> Test<'m> {
-    /// What tells tests apart.
-    fn key(&self) -> (bool, &'m str) {
-        match self {
-            Self::Equals(text) => (false, text),
-            Self::Matches(_, source) => (true, source),
-        }
-    }
-}
-
-impl<'m> Condition<'m> {
-    /// `matcher` holds.
-    pub(super) fn meets(matcher: &'m Matcher) -> Self {
-        let test = match matcher.pattern() {
-            Some(pattern) => Test::Matches(pattern, matcher.value()),
-            None => Test::Equals(matcher.value()),
-        };
-        Self { test, holds: matches!(matcher.op(), MatchOp::Equal | MatchOp::Regex) }
-    }
-
-    /// `matcher` does not hold.
-    pub(super) fn fails(matcher: &'m Matcher) -> Self {
-        Self::meets(matcher).negated()
-    }
-
-    /// The value is another one.
-    pub(super) fn is_not(value: &'m str) -> Self {
-        Self { test: Test::Equals(value), holds: false }
-    }
-
-    fn negated(self) -> Self {
-        Self { holds: !self.holds, ..self }
-    }
-
-    fn is_met_by(&self, value: &str) -> bool {
-        let passes = match self.test {
-            Test::Equals(text) => text == value,
-            Test::Matches(pattern, _) => pattern.is_match(value),
-        };
-        passes == self.holds
-    }
-
-    /// The regular expression, if the test is no list.
-    fn source(&self) -> Option<&'m str> {
-        match self.test {
-            Test::Matches(pattern, source) if matches!(pattern.shape(), Shape::Regex(_)) => Some(source),
-            _ => None,
-        }
-    }
-
-    /// Values and prefixes, if the test is a list of them.
-    fn list(&self) -> Option<List<'m>> {
-        match self.test {
-            Test::Equals(text) => Some(List { values: vec![text], prefixes: Vec::new() }),
-            Test::Matches(pattern, _) => match pattern.shape() {
-                Shape::Listed { values, prefixes } => Some(List {
-                    values: values.iter().map(|value| &**value).collect(),
-                    prefixes: prefixes.iter().map(|prefix| (&*prefix.text, prefix.longer)).collect(),
-                }),
-                Shape::Regex(_) => None,
-            },
-        }
-    }
-}
-
-struct List<'m> {
-    values: Vec<&'m str>,
-    /// And whether something must follow.
-    prefixes: Vec<(&'m str, bool)>,
-}
-
-impl List<'_> {
-    /// Some that it has: all, if there are no prefixes.
-    fn guesses(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        let values = self.values.iter().map(|&value| value.into());
-        let bare = self.prefixes.iter().filter(|(_, longer)| !longer).map(|&(text, _)| text.into());
-        let longer = self.prefixes.iter().map(|(text, _)| Cow::Owned(format!("{text}{UNUSUAL}")));
-        values.chain(bare).chain(longer)
-    }
-
-    fn is_everything(&self) -> bool {
-        self.prefixes.contains(&("", false))
-    }
-}
 
 /// Answers questions about values, within bounds, and keeps the automata for the next one.
 pub(super) struct Solver {
@@ -167,14 +63,17 @@ impl Solver {
         work.spend(16 + 4 * conditions.len())?;
         let (mut wanted, mut unwanted) = (HashMap::new(), HashMap::new());
         for condition in conditions {
-            let side = if condition.holds { &mut wanted } else { &mut unwanted };
-            side.insert(condition.test.key(), *condition);
+            let side = if condition.holds() { &mut wanted } else { &mut unwanted };
+            side.insert(condition.key(), *condition);
         }
         if wanted.keys().any(|key| unwanted.contains_key(key)) {
             return Ok(None);
         }
         let wanted = in_order(wanted);
         let unwanted = in_order(unwanted);
+        if unwanted.iter().filter_map(Condition::list).any(|list| list.is_everything()) {
+            return Ok(None);
+        }
         // All but the empty string are unwanted.
         if unwanted.iter().filter_map(Condition::list).any(|list| list.prefixes.contains(&("", true))) {
             return least(["".into()], conditions, work);
@@ -199,9 +98,7 @@ impl Solver {
             return Ok(guess);
         }
         let mut terms = Vec::new();
-        let outcome = self
-            .terms(&wanted, &unwanted, &mut terms, work)
-            .and_then(|possible| if possible { shortest(&mut terms, work) } else { Ok(None) });
+        let outcome = self.terms(&wanted, &unwanted, &mut terms, work).and_then(|()| shortest(&mut terms, work));
         self.keep(terms, &wanted, &unwanted);
         match outcome? {
             Some(value) => String::from_utf8(value).map(Some).map_err(|_| GaveUp),
@@ -218,15 +115,15 @@ impl Solver {
         Ok(self.samples.get(source).map_or(&[], |samples| samples))
     }
 
-    /// Automata for the conditions; false if no value can meet them. Those of regular expressions
-    /// come first and in order: `keep` relies on that.
+    /// Automata for the conditions. Those of regular expressions come first and in order: `keep`
+    /// relies on that.
     fn terms(
         &mut self,
         wanted: &[Condition<'_>],
         unwanted: &[Condition<'_>],
         terms: &mut Vec<Term>,
         work: &mut Work,
-    ) -> Result<bool, GaveUp> {
+    ) -> Result<(), GaveUp> {
         for (source, accept) in sources(wanted, unwanted) {
             let lazy = self.automaton(source, work)?;
             terms.push(Term { machine: Machine::Regex(lazy), accept });
@@ -237,9 +134,6 @@ impl Solver {
             terms.push(Term { machine: Machine::List(trie), accept: true });
         }
         let lists: Vec<List<'_>> = unwanted.iter().filter_map(Condition::list).collect();
-        if lists.iter().any(List::is_everything) {
-            return Ok(false);
-        }
         if !lists.is_empty() {
             let mut trie = Trie::new();
             for list in &lists {
@@ -247,7 +141,7 @@ impl Solver {
             }
             terms.push(Term { machine: Machine::List(trie), accept: false });
         }
-        Ok(true)
+        Ok(())
     }
 
     fn automaton(&mut self, source: &str, work: &mut Work) -> Result<Box<Lazy>, GaveUp> {
@@ -296,9 +190,10 @@ fn least<'v>(
     conditions: &[Condition<'_>],
     work: &mut Work,
 ) -> Result<Option<String>, GaveUp> {
+    let cost = conditions.iter().map(Condition::cost).sum::<usize>();
     let mut least: Option<Cow<'v, str>> = None;
     for value in values {
-        work.spend(conditions.len() * (1 + value.len() / 16))?;
+        work.spend(cost * (1 + value.len() / 16))?;
         if least.as_ref().is_none_or(|least| value < *least) && conditions.iter().all(|c| c.is_met_by(&value)) {
             least = Some(value);
         }
