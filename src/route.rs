@@ -7,19 +7,30 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use infogw_layers::{
+    describe::Row,
+    observe::Observe,
     rejection::{Reason, Rejection},
     respond,
 };
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use crate::{
-    admin::{self, Readiness, metrics::Metrics},
+    admin::{
+        self, Readiness,
+        metrics::{Handler, Metrics},
+    },
     authorizers,
     client::Clients,
     config::Config,
     limits::Limits,
     stack::{self, Answer, Stack},
 };
+
+const NAME: &str = "Router";
+
+/// Each path with a stack, and what its route is called in metrics.
+const ROUTES: [(&str, &str); 3] =
+    [("/metrics/v1/receive", "receive"), ("/upload", "upload"), ("/authorize", "authorize")];
 
 /// A route: one box, whatever the layers.
 type Route = BoxCloneSyncService<Request<Incoming>, Response<Answer>, Infallible>;
@@ -44,9 +55,9 @@ impl Router {
         fn boxed(stack: impl Stack<Incoming>) -> Route {
             BoxCloneSyncService::new(stack)
         }
-        let ready = readiness.clone();
+        let (ready, handlers) = (readiness.clone(), handlers(metrics));
         let other = service_fn(move |request: Request<_>| {
-            let response = other(&request, &ready).map(Either::Left);
+            let response = other(&request, &ready, &handlers).map(Either::Left);
             async move { Ok(response) }
         });
         let circuit = authorizers::circuit(metrics);
@@ -77,13 +88,22 @@ impl Router {
     }
 }
 
-fn other<B>(request: &Request<B>, readiness: &Readiness) -> Response<Full<Bytes>> {
-    match request.uri().path() {
-        "/metrics/v1/receive" | "/upload" | "/authorize" => {
-            let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down");
-            let close = HeaderValue::from_static("close");
-            respond::answer(&rejection.with_header(header::CONNECTION, close))
-        }
-        _ => admin::common(request, readiness, admin::PUBLIC_PATHS),
-    }
+type Handlers = [(&'static str, Handler); ROUTES.len()];
+
+/// By path: who counts what is refused there without a stack.
+fn handlers(metrics: &'static Metrics) -> Handlers {
+    ROUTES.map(|(path, route)| {
+        let handler = metrics.handler(route);
+        handler.describe(&[Row::new::<Request<Incoming>>(NAME, &[Reason::Overloaded])]);
+        (path, handler)
+    })
+}
+
+fn other<B>(request: &Request<B>, readiness: &Readiness, handlers: &Handlers) -> Response<Full<Bytes>> {
+    let Some((_, handler)) = handlers.iter().find(|(path, _)| *path == request.uri().path()) else {
+        return admin::common(request, readiness, admin::PUBLIC_PATHS);
+    };
+    let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down").by(NAME);
+    handler.observe(&rejection);
+    respond::answer(&rejection.with_header(header::CONNECTION, HeaderValue::from_static("close")))
 }

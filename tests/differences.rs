@@ -376,6 +376,8 @@ async fn d14_sigterm_drains() {
     let late = hyper::Request::post(gateway.public("/metrics/v1/receive")).header("authorization", bearer);
     let late = support::http::send(late, write_body(vec![named("up", "c1")])).await.expect_status(503);
     assert!(late.retry_after().is_some() && late.reason().contains("shutting down"), "{late:?}");
+    let counted = r#"infogw_rejections_total{layer="router",reason="overloaded",route="receive"}"#;
+    assert_eq!(gateway.metric(counted).await, 1.0);
     support::eventually("the public listener to close", async || {
         let request = hyper::Request::get(&public).body(http_body_util::Full::<bytes::Bytes>::default()).unwrap();
         let refused = support::http::try_send(request).await;

@@ -116,7 +116,8 @@ pub struct Rejection {
     layer: Option<&'static str>,
     detail: Cow<'static, str>,
     retry_after: Option<Duration>,
-    header: Option<(HeaderName, HeaderValue)>,
+    /// Boxed: few have one, and it is as large as all the rest.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl Rejection {
@@ -163,7 +164,7 @@ impl Rejection {
     /// With a header that the answer must carry, such as `Allow` or `WWW-Authenticate`.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 
@@ -194,7 +195,7 @@ impl Rejection {
 
     /// The extra header, if there is one.
     pub fn header(&self) -> Option<&(HeaderName, HeaderValue)> {
-        self.header.as_ref()
+        self.header.as_deref()
     }
 }
 

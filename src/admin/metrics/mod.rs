@@ -287,10 +287,13 @@ struct Route {
     name: &'static str,
     metrics: &'static Metrics,
     posts: Box<[OnceLock<Exchanges>]>,
-    /// By layer and reason: what the route's stack can refuse with.
-    rejections: OnceLock<Box<[(&'static str, Reason, IntCounter)]>>,
+    /// What the route's stack can refuse with.
+    rejections: OnceLock<Box<[Refusals]>>,
     dropped: IntCounter,
 }
+
+/// Those by one layer for one reason.
+type Refusals = (&'static str, Reason, IntCounter);
 
 #[derive(Debug)]
 struct Exchanges {
