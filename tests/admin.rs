@@ -63,7 +63,7 @@ async fn health_and_paths_on_both_listeners() {
     };
     let public = ["/", "/authorize", "/healthz", "/healthz/ready", "/metrics/v1/receive", "/upload"];
     assert_eq!(paths(gateway.public("/")).await, public.map(str::to_owned).into());
-    let internal = ["/", "/healthz", "/healthz/ready", "/metrics"];
+    let internal = ["/", "/-/reload", "/healthz", "/healthz/ready", "/metrics"];
     assert_eq!(paths(gateway.internal("/")).await, internal.map(str::to_owned).into());
     // On the internal listener only, and none of the public ones there.
     http::get(&gateway.public("/metrics")).await.expect_status(404);

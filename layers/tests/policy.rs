@@ -1,5 +1,7 @@
 //! What holds for whom.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},

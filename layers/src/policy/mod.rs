@@ -16,36 +16,36 @@
 //!     authorize::{AuthorizeLayer, ClusterId, Identity},
 //!     decode::DecodeLimits,
 //!     enforce::LabelPolicy,
-//!     policy::{Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, Setting, Terms},
+//!     policy::{Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, RequestQuota, Setting, Terms},
 //!     rate_limit::{Quota, RateLimitLayer},
+//!     rejection::Rejection,
 //! };
 //! use std::{sync::Arc, time::Duration};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), infogw_layers::rejection::Rejection> {
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let mut overrides = Overrides::default();
 //! let once = Setting::RequestQuota(Quota::one_per(Duration::from_secs(60)));
 //! overrides.cluster("chatty", [(Endpoint::Receive, once)]);
 //! let terms = Terms::new(LabelPolicy::new("_id"), DecodeLimits::default());
 //! let policy = LivePolicy::new(Policy::new(terms.clone(), terms).overrides(overrides));
 //!
+//! // Whoever says to be somebody is: do not do this at home.
 //! let service = ServiceBuilder::new()
 //!     .layer(AuthorizeLayer::new(
-//!         |request: &http::Request<&'static str>| Ok::<_, std::convert::Infallible>(*request.body()),
-//!         service_fn(async |name: &'static str| {
-//!             Ok::<_, std::convert::Infallible>(Arc::new(Identity::of(ClusterId::new(name).unwrap())))
-//!         }),
+//!         |request: &http::Request<&'static str>| Ok::<_, Rejection>(*request.body()),
+//!         service_fn(async |name: &'static str| Ok::<_, Rejection>(Arc::new(Identity::of(ClusterId::new(name).unwrap())))),
 //!     ))
 //!     .layer(PolicyLayer::new(policy, Endpoint::Receive))
-//!     .layer(RateLimitLayer::new(infogw_layers::policy::RequestQuota))
-//!     .service(service_fn(async |_| Ok::<_, std::convert::Infallible>(http::Response::new(()))));
+//!     .layer(RateLimitLayer::new(RequestQuota))
+//!     .service(service_fn(async |_: http::Request<&'static str>| Ok::<_, Rejection>(http::Response::new(()))));
 //! let statuses = async |name| {
 //!     let ask = || service.clone().oneshot(http::Request::new(name));
 //!     [ask().await.is_ok(), ask().await.is_ok()]
 //! };
 //! assert_eq!(statuses("calm").await, [true, true]);
 //! assert_eq!(statuses("chatty").await, [true, false]);
-//! # Ok(()) }
+//! # }
 //! ```
 
 mod overrides;

@@ -248,16 +248,11 @@ impl<'de> Deserialize<'de> for Tenant {
             type Value = Tenant;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a tenant's name, or `{header: ..., url: ...}`")
+                f.write_str("a tenant's name (in quotes, if it looks like a number), or `{header: ..., url: ...}`")
             }
 
             fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Tenant, E> {
                 TenantName::deserialize(serde::de::value::StrDeserializer::new(name)).map(Tenant::named)
-            }
-
-            // YAML takes a name of digits for a number.
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Tenant, E> {
-                self.visit_str(&number.to_string())
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Tenant, A::Error> {

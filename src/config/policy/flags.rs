@@ -148,10 +148,10 @@ impl PolicyFlags {
                 label_value_bytes: size("--limit-receive-label-value-bytes", self.limit_receive_label_value_bytes, 0)?,
             }),
         };
-        let default = "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43".to_owned();
+        let default = "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43";
         let tenants = Tenants {
-            upload: Some(tenant("--tenant-id", given(self.tenant_id).unwrap_or(default))?),
-            receive: given(self.receive_tenant_id).map(|id| tenant("--receive-tenant-id", id)).transpose()?,
+            upload: Some(tenant("--tenant-id", given(self.tenant_id).as_deref().unwrap_or(default))?),
+            receive: given(self.receive_tenant_id).map(|id| tenant("--receive-tenant-id", &id)).transpose()?,
             ..Tenants::default()
         };
         Ok(Said {
@@ -174,8 +174,8 @@ fn size(flag: &'static str, value: Option<String>, default: usize) -> Result<Siz
     Ok(SizeLimit(u32::try_from(limit).unwrap_or(0)))
 }
 
-fn tenant(flag: &str, name: String) -> Result<Tenant, ConfigError> {
-    match http::HeaderValue::from_str(&name) {
+fn tenant(flag: &str, name: &str) -> Result<Tenant, ConfigError> {
+    match http::HeaderValue::from_str(name) {
         Ok(header) => Ok(Tenant::named(TenantName(header))),
         Err(_) => wrong!("{flag}: `{name}` cannot stand in a header"),
     }

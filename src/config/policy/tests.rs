@@ -105,3 +105,94 @@ fn faults_are_told_where_they_stand() {
         assert!(error.starts_with(told), "{error}");
     }
 }
+
+/// Default, flag, file, account, cluster: whoever says it last in this row.
+#[test]
+fn the_most_specific_word_counts() {
+    let flags = |labels: &str| PolicyFlags { limit_labels: Some(labels.to_owned()), ..PolicyFlags::default() };
+    let file = "receive: {limits: {labels: 3}}\n";
+    let account = "overrides:\n  accounts:\n    a1: {receive: {limits: {labels: 4}}}\n";
+    let cluster = "  clusters:\n    c1: {receive: {limits: {labels: 5, series: 7}}}\n";
+    let labels = |flags, text: &str, cluster, account| {
+        let policy = read_with(flags, "http://localhost/receive", text).unwrap();
+        terms(&policy, Endpoint::Receive, cluster, account).limits.labels
+    };
+    let all = [file, account, cluster].concat();
+    assert_eq!(labels(flags(""), "{}", "c1", None), 128);
+    assert_eq!(labels(flags("2"), "{}", "c1", None), 2);
+    assert_eq!(labels(flags("2"), file, "c1", Some("a1")), 3);
+    assert_eq!(labels(flags("2"), &[file, account].concat(), "c1", Some("a1")), 4);
+    assert_eq!(labels(flags("2"), &all, "c1", Some("a1")), 5);
+    assert_eq!(labels(flags("2"), &all, "c2", Some("a1")), 4);
+    assert_eq!(labels(flags("2"), &all, "c2", Some("a2")), 3);
+    // What the cluster's override does not say its account's does.
+    let policy = read_with(flags("2"), "http://localhost/receive", &all).unwrap();
+    let both = terms(&policy, Endpoint::Receive, "c1", Some("a1"));
+    assert_eq!((both.limits.labels, both.limits.series, both.limits.decoded), (5, 7, 16 << 20));
+    assert_eq!(terms(&policy, Endpoint::Upload, "c1", Some("a1")).limits.labels, 2, "nothing is said of uploads");
+}
+
+#[test]
+fn a_hash_is_of_what_is_said_and_not_of_how_or_where() {
+    let hash = |flags: &[&str], text: &str| {
+        let whitelist = flags.iter().map(|&rule| rule.to_owned()).collect();
+        let flags = PolicyFlags { whitelist, ..PolicyFlags::default() };
+        read_with(flags, "http://localhost/receive", text).unwrap().hash
+    };
+    let rules = "upload: {allowlist: [up]}\nreceive: {allowlist: [up]}";
+    let same = hash(&[], rules);
+    assert_eq!(same.len(), 16);
+    assert_eq!(hash(&["up"], "{}"), same, "a flag");
+    assert_eq!(hash(&["down"], rules), same, "a flag that the file goes over");
+    assert_eq!(
+        hash(&[], "# rules\nreceive:\n  allowlist:\n  - '{__name__=\"up\"}'\nupload: {allowlist: [up]}\n"),
+        same
+    );
+    assert_ne!(hash(&[], "upload: {allowlist: [up]}\nreceive: {allowlist: [up, down]}"), same);
+    assert_ne!(hash(&[], &format!("{rules}\noverrides: {{clusters: {{c1: {{denied: x}}}}}}")), same);
+    let clusters = |one: &str, other: &str| hash(&[], &format!("overrides: {{clusters: {{{one}, {other}}}}}"));
+    let (c1, c2) = ("c1: {denied: x}", "c2: {exempt: [rates]}");
+    assert_eq!(clusters(c1, c2), clusters(c2, c1));
+}
+
+#[test]
+fn overrides_and_tenants_of_one_id_are_one_exception() {
+    let text = "
+tenants: {clusters: {a: gold, c: gold, e: silver}}
+overrides: {clusters: {b: {denied: x}, c: {denied: x}, d: {denied: x}}}
+";
+    let policy = read(text).unwrap();
+    assert_eq!(policy.overrides(), 5);
+    let found = |cluster| {
+        let terms = terms(&policy, Endpoint::Receive, cluster, None);
+        (terms.denial.is_some(), terms.tenant.as_ref().map(|tenant| tenant.header.to_str().unwrap().to_owned()))
+    };
+    let (gold, silver) = (Some("gold".to_owned()), Some("silver".to_owned()));
+    for (cluster, expected) in [
+        ("a", (false, gold.clone())),
+        ("b", (true, None)),
+        ("c", (true, gold)),
+        ("d", (true, None)),
+        ("e", (false, silver)),
+        ("f", (false, None)),
+    ] {
+        assert_eq!(found(cluster), expected, "{cluster}");
+    }
+}
+
+/// Ids that YAML would take for numbers are ids.
+#[test]
+fn ids_are_text() {
+    let policy =
+        read("overrides: {accounts: {1234: {denied: x}, 0x10: {denied: x}, 1e3: {denied: x}, true: {denied: x}}}")
+            .unwrap();
+    for account in ["1234", "0x10", "1e3", "true"] {
+        assert!(terms(&policy, Endpoint::Receive, "c1", Some(account)).denial.is_some(), "{account}");
+    }
+    // A tenant in other spelling would be another one.
+    for number in ["1234", "007", "0x10", "1e3", "true"] {
+        let error = read(&format!("tenants: {{receive: {number}}}")).unwrap_err();
+        assert!(error.contains("in quotes, if it looks like a number"), "{error}");
+        assert!(read(&format!("tenants: {{receive: '{number}'}}")).is_ok());
+    }
+}
