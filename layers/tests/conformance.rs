@@ -38,7 +38,7 @@ use infogw_layers::{
     encode::EncodeLayer,
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
-    payload::SeriesSet,
+    payload::{Offence, SeriesSet},
     policy::{Denial, Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, RequestQuota, SampleQuota, Setting, Terms},
     rate_limit::{Due, PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
     rejection::{Reason, Rejection},
@@ -340,10 +340,8 @@ async fn encode() {
         .refuses(Reason::InvalidSeries, || Request::new(write_request(&[fixtures::TOO_LONG])))
         .refuses(Reason::ClusterLabel, || {
             let mut request = write_request(&[]);
-            request.refused().add("EnforceLabelsLayer", || infogw_layers::payload::Offence {
-                reason: Reason::ClusterLabel,
-                detail: "series 1 `up`: it is another cluster's".to_owned(),
-            });
+            let offence = || Offence::new(Reason::ClusterLabel, 0, "up", "it is another cluster's");
+            request.refused().add("EnforceLabelsLayer", offence);
             Request::new(request)
         })
         .tells_of("DecodeLayer", Reason::InvalidSeries)

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     payload::{LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag},
-    rejection::{Reason, excerpt},
+    rejection::Reason,
 };
 
 /// Decodes remote write 1.0: `prometheus.WriteRequest`, snappy block format.
@@ -205,7 +205,10 @@ impl Walk<'_> {
         if let Some(excess) = excess {
             self.untouched = false;
             let limits = self.limits;
-            self.refused.add(NAME, || offence(index, metric_name(source, series_bytes), &limits.explain(excess)));
+            let offence = || {
+                Offence::new(Reason::InvalidSeries, index, metric_name(source, series_bytes), limits.explain(excess))
+            };
+            self.refused.add(NAME, offence);
             return Ok(());
         }
         if found.scattered {
@@ -471,11 +474,6 @@ fn is_text(block: &[u8]) -> bool {
         || LabelBlock(block)
             .iter()
             .all(|label| std::str::from_utf8(label.name).is_ok() && std::str::from_utf8(label.value).is_ok())
-}
-
-fn offence(index: usize, name: &str, what: &str) -> Offence {
-    let detail = format!("series {} `{}`: {what}", index + 1, excerpt(name));
-    Offence { reason: Reason::InvalidSeries, detail }
 }
 
 /// The metric name of a series that may not be canonical, for a message.

@@ -41,7 +41,7 @@ use crate::{
 };
 
 use policy::Verdict;
-pub use policy::{ClusterLabelCheck, LabelNames, LabelPairs, LabelPolicy, OnOffence};
+pub use policy::{ClusterLabelCheck, Explained, LabelNames, LabelPairs, LabelPolicy, OnOffence};
 
 const NAME: &str = "EnforceLabelsLayer";
 
@@ -155,27 +155,17 @@ impl<O: for<'a> Observe<Enforced<'a>>> EnforceLabelsLayer<O> {
         let refused_before = refused.count();
         let (mut missing, mut foreign) = (0, 0);
         let edited = payload.try_edit(|labels| -> Result<Keep, std::convert::Infallible> {
-            let verdict = policy.judge(identity, labels);
-            match verdict {
-                Verdict::Keep => {}
-                Verdict::Drop => return Ok(Keep::No),
-                Verdict::Foreign if policy.check != ClusterLabelCheck::Enforce => {
-                    foreign += usize::from(policy.check == ClusterLabelCheck::Count);
-                    if !policy.allows(labels) {
-                        return Ok(Keep::No);
-                    }
-                }
-                Verdict::Foreign | Verdict::Missing(_) | Verdict::Wrong(..) => {
-                    match verdict {
-                        Verdict::Missing(_) => missing += 1,
-                        _ => foreign += 1,
-                    }
+            let decision = policy.apply(identity, labels);
+            foreign += usize::from(decision.foreign);
+            match decision.verdict {
+                Verdict::Keep => return Ok(Keep::Yes),
+                Verdict::Drop => {}
+                verdict @ (Verdict::Foreign | Verdict::Missing(_) | Verdict::Wrong(..)) => {
+                    missing += usize::from(matches!(verdict, Verdict::Missing(_)));
                     refused.add(NAME, || policy.offence(identity, labels, verdict));
-                    return Ok(Keep::No);
                 }
             }
-            policy.relabel(labels);
-            Ok(Keep::Yes)
+            Ok(Keep::No)
         });
         let edited = match edited {
             Ok(edited) => edited,

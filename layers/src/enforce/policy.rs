@@ -130,8 +130,41 @@ impl LabelPolicy {
         self.writes.as_ref().unwrap_or(&identity.writes)
     }
 
-    /// What is to be done with a series.
-    pub(super) fn judge<'p>(&'p self, identity: &'p Identity, labels: &LabelSet<'_>) -> Verdict<'p> {
+    /// What becomes of a series of `identity`, and why. Its labels stay as they are; [`EnforceLabelsLayer`](super::EnforceLabelsLayer)
+    /// does what is said here.
+    pub fn explain(&self, identity: &Identity, labels: &LabelSet<'_>) -> Explained {
+        let mut side = Vec::new();
+        let mut edited = labels.copy(&mut side);
+        let Decision { verdict, foreign } = self.apply(identity, &mut edited);
+        match verdict {
+            Verdict::Keep => Explained::Kept {
+                rule: self.allowlist.as_ref().and_then(|allowlist| allowlist.find(labels)),
+                labels: edited.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+                foreign,
+            },
+            Verdict::Drop => Explained::Dropped,
+            refused => Explained::Refused(self.offence(identity, labels, refused)),
+        }
+    }
+
+    /// Decides about a series, and edits the labels of one that goes on.
+    pub(super) fn apply<'p>(&'p self, identity: &'p Identity, labels: &mut LabelSet<'_>) -> Decision<'p> {
+        let verdict = self.judge(identity, labels);
+        let decision = match verdict {
+            Verdict::Foreign if self.check != ClusterLabelCheck::Enforce => {
+                let verdict = if self.allows(labels) { Verdict::Keep } else { Verdict::Drop };
+                Decision { verdict, foreign: self.check == ClusterLabelCheck::Count }
+            }
+            Verdict::Foreign | Verdict::Wrong(..) => Decision { verdict, foreign: true },
+            Verdict::Keep | Verdict::Drop | Verdict::Missing(_) => Decision { verdict, foreign: false },
+        };
+        if decision.verdict == Verdict::Keep {
+            self.relabel(labels);
+        }
+        decision
+    }
+
+    fn judge<'p>(&'p self, identity: &'p Identity, labels: &LabelSet<'_>) -> Verdict<'p> {
         for (name, value) in identity.labels.iter().chain(&*self.require) {
             if **name == *self.cluster_label {
                 continue;
@@ -150,11 +183,11 @@ impl LabelPolicy {
         }
     }
 
-    pub(super) fn allows(&self, labels: &LabelSet<'_>) -> bool {
+    fn allows(&self, labels: &LabelSet<'_>) -> bool {
         self.allowlist.as_ref().is_none_or(|allowlist| allowlist.matches(labels))
     }
 
-    pub(super) fn relabel(&self, labels: &mut LabelSet<'_>) {
+    fn relabel(&self, labels: &mut LabelSet<'_>) {
         for (name, value) in &*self.set {
             labels.set(name, value);
         }
@@ -186,12 +219,37 @@ impl LabelPolicy {
                 format!("label `{cluster}` is `{found}`, this sender writes `{own}`{others}")
             }
         };
-        let detail = format!("series {} `{}`: {what}", labels.index() + 1, excerpt(labels.metric_name()));
-        Offence { reason: Reason::ClusterLabel, detail }
+        Offence::new(Reason::ClusterLabel, labels.index(), labels.metric_name(), what)
     }
 }
 
-/// What is to be done with one series.
+/// What becomes of one series, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Explained {
+    /// It goes on.
+    Kept {
+        /// Which selector of the allowlist selects it, from 0: the first if several do. None where all series pass.
+        rule: Option<usize>,
+        /// Its labels as they go on, sorted by name.
+        labels: Vec<(Box<str>, Box<str>)>,
+        /// It is another cluster's, and counted as such: [`ClusterLabelCheck::Count`].
+        foreign: bool,
+    },
+    /// No selector of the allowlist selects it. Its sender is not told.
+    Dropped,
+    /// Its sender is told, of the first such series of a request.
+    Refused(Offence),
+}
+
+/// What was decided about one series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decision<'p> {
+    pub(super) verdict: Verdict<'p>,
+    /// It counts as another's, whatever becomes of it.
+    pub(super) foreign: bool,
+}
+
+/// What is to be done with one series. [`LabelPolicy::apply`] leaves [`Foreign`](Verdict::Foreign) only where it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict<'p> {
     Keep,

@@ -132,6 +132,13 @@ impl LabelSet<'_> {
         self.labels().find(name.as_bytes()).map_or("", |label| text(label.value))
     }
 
+    /// The same labels, to be edited in `side` while these stay as they are.
+    #[cfg(feature = "enforce")]
+    pub(crate) fn copy<'c>(&'c self, side: &'c mut Vec<u8>) -> LabelSet<'c> {
+        let source = self.block.of(if self.in_side { self.side } else { self.source });
+        LabelSet { index: self.index, source, side, block: Span::new(0, source.len()), in_side: false }
+    }
+
     /// Removes the label `name`; says whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
         match self.labels().find(name.as_bytes()) {

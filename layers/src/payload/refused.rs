@@ -1,4 +1,6 @@
-use crate::rejection::{Reason, Rejection};
+use std::fmt;
+
+use crate::rejection::{Reason, Rejection, excerpt};
 
 /// Series that were refused from a payload while the rest goes on: how many, and the first one in words.
 ///
@@ -11,13 +13,30 @@ pub struct Refused {
     first: Option<(&'static str, Offence)>,
 }
 
-/// What is wrong with one series.
+/// What is wrong with one series. Shown as its sender reads it: "series 17 `up`: label `_id` is `c2`, this sender writes `c1`".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offence {
     /// The reason, from the closed list.
     pub reason: Reason,
-    /// Which series, what is wrong, what to change: "series 17 `up`: label `_id` is `c2`, this sender writes `c1`".
-    pub detail: String,
+    /// Its place in the payload, from 0.
+    pub index: usize,
+    /// Its name, as an excerpt.
+    pub metric: Box<str>,
+    /// What is wrong, and what to change.
+    pub what: Box<str>,
+}
+
+impl Offence {
+    /// `what` is wrong with the series at `index`, which is called `metric`.
+    pub fn new(reason: Reason, index: usize, metric: &str, what: impl Into<Box<str>>) -> Self {
+        Offence { reason, index, metric: excerpt(metric).into(), what: what.into() }
+    }
+}
+
+impl fmt::Display for Offence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "series {} `{}`: {}", self.index + 1, self.metric, self.what)
+    }
 }
 
 impl Refused {
@@ -37,11 +56,16 @@ impl Refused {
         self.count
     }
 
+    /// What is wrong with the first of them.
+    pub fn first(&self) -> Option<&Offence> {
+        self.first.as_ref().map(|(_, offence)| offence)
+    }
+
     /// The answer to a sender some of whose series were refused, or `None` if none was. It is that of the layer that refused the
     /// first one, whoever gives it.
     pub fn rejection(&self) -> Option<Rejection> {
-        let (layer, Offence { reason, detail }) = self.first.as_ref()?;
+        let (layer, offence) = self.first.as_ref()?;
         let (count, received) = (self.count, self.received);
-        Some(Rejection::new(*reason, format!("{detail}; {count} of {received} series refused")).by(layer))
+        Some(Rejection::new(offence.reason, format!("{offence}; {count} of {received} series refused")).by(layer))
     }
 }
