@@ -114,8 +114,7 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong with them.
     pub fn new(flags: Flags) -> Result<Self, ConfigError> {
-        let partition_label =
-            label_name("--partition-label", given(flags.partition_label).unwrap_or_else(|| "_id".to_owned()))?;
+        let partition_label = partition_label(flags.partition_label)?;
         let authorizer = match (given(flags.authorize), flags.insecure_accept_any_token) {
             (Some(url), false) => Authorizer::Registrations(url_of("--authorize", &url)?),
             (None, true) => Authorizer::AcceptAny,
@@ -147,14 +146,7 @@ impl Config {
             return wrong!("--limit-in-flight: at least 1 and at most 1048576 requests");
         };
         let upstream = Upstream::new("--forward-url", &forward_url)?;
-        let receive_label_flag =
-            if receive_label == partition_label { "--partition-label" } else { "--client-info-subject-label" };
-        let subject = Subject {
-            partition_label: partition_label.clone(),
-            receive_label,
-            receive_label_flag,
-            upstream: upstream.clone(),
-        };
+        let subject = Subject::new(partition_label.clone(), receive_label, upstream.clone());
         let policy_sources = PolicySources::new(flags.policy, subject)?;
         let listen = addresses("--listen", given(flags.listen), "0.0.0.0:9003")?;
         let listen_internal = addresses("--listen-internal", given(flags.listen_internal), "localhost:9004")?;
@@ -197,6 +189,30 @@ impl Config {
             verbose: flags.verbose,
         })
     }
+}
+
+impl PolicySources {
+    /// What `flags` say of the policy, for whoever asks about it and runs no gateway: of the others only those count that it is about.
+    ///
+    /// # Errors
+    /// The first of these that is wrong.
+    pub fn of_flags(flags: Flags) -> Result<Self, ConfigError> {
+        let partition_label = partition_label(flags.partition_label)?;
+        let receive_label = match given(flags.client_info.client_info_subject_label) {
+            None => partition_label.clone(),
+            Some(label) => label_name("--client-info-subject-label", label)?,
+        };
+        let upstream = match given(flags.forward_url) {
+            Some(url) => Upstream::new("--forward-url", &url)?,
+            // Who asks does not write.
+            None => Upstream::new("--forward-url", "http://upstream.invalid/")?,
+        };
+        PolicySources::new(flags.policy, Subject::new(partition_label, receive_label, upstream))
+    }
+}
+
+fn partition_label(flag: Option<String>) -> Result<String, ConfigError> {
+    label_name("--partition-label", given(flag).unwrap_or_else(|| "_id".to_owned()))
 }
 
 /// Empty means unset.

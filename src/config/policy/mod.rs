@@ -38,6 +38,15 @@ pub struct Subject {
     pub upstream: Upstream,
 }
 
+impl Subject {
+    /// Writes to `upstream` of clusters that these labels name.
+    pub fn new(partition_label: String, receive_label: String, upstream: Upstream) -> Self {
+        let receive_label_flag =
+            if receive_label == partition_label { "--partition-label" } else { "--client-info-subject-label" };
+        Subject { partition_label, receive_label, receive_label_flag, upstream }
+    }
+}
+
 /// Where the policy comes from.
 #[derive(Debug, Clone)]
 pub struct PolicySources {
