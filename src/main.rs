@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use infogw_proxy::{
-    commands::{Command, CommandLine, Exit, Failure, completions, token},
+    commands::{Command, CommandLine, Exit, Failure, completions, explain, token},
     config::{Config, Flags},
     dev,
     gateway::{self, Gateway},
@@ -32,6 +32,7 @@ fn run() -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }
         Some(Command::Token(command)) => token::run(command),
+        Some(Command::Explain(args)) => explain::run(*args),
         Some(Command::Completions(args)) => completions::run(&args),
     }
 }

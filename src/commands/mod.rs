@@ -7,6 +7,7 @@
 //! after its name, as the gateway does.
 
 pub mod completions;
+pub mod explain;
 pub mod token;
 
 use std::{
@@ -50,6 +51,9 @@ pub enum Command {
     /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
     #[command(after_help = Exit::help(&[]))]
     Dev,
+    /// Says of series what the policy makes of each: kept or dropped, by which rule, with which labels; and what their sender would hear.
+    #[command(after_help = Exit::help(&explain::EXITS))]
+    Explain(Box<explain::ExplainArgs>),
     /// Makes and reads the tokens of /upload and /metrics/v1/receive.
     #[command(subcommand, arg_required_else_help = false, after_help = Exit::help(&[]))]
     Token(token::TokenCommand),

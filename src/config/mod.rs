@@ -29,6 +29,7 @@ use policy::Subject;
 pub use policy::{GatewayPolicy, PolicyFlags, PolicySources, Upstream};
 pub use rates::RateFlags;
 pub use stores::{MemcachedServers, StoreFlags, Stores};
+pub(crate) use tls::tls_to;
 pub use tls::{TlsConfig, TlsFlags};
 
 use crate::keys::Keyring;
@@ -231,7 +232,7 @@ pub(crate) fn number(flag: &str, value: Option<String>, default: usize) -> Resul
     })
 }
 
-fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
+pub(crate) fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
     // What stands before an @ may be a password.
     let shown = if value.contains('@') { "the value".to_owned() } else { format!("`{value}`") };
     let url: Uri = value.parse().map_err(|error| ConfigError(format!("{flag}: {shown} is not a URL: {error}")))?;

@@ -132,6 +132,19 @@ impl TlsConfig {
     }
 }
 
+/// TLS to the server at `url`, which `flag` gives: of the system's authorities, and those in the file that `ca_flag` names.
+///
+/// # Errors
+/// A file that cannot be read, or is for nothing since the URL is no https one.
+pub(crate) fn tls_to(
+    (flag, url): (&'static str, &Uri),
+    ca_flag: &'static str,
+    ca: Option<String>,
+) -> Result<Live<ClientFiles>, ConfigError> {
+    let files = ClientFiles { ca: file(ca_flag, ca), ..ClientFiles::new(flag, Arc::new(system_roots())) };
+    used(files, flag, Some(url))
+}
+
 /// Who names files for TLS means it: nothing may go out in plaintext then.
 pub(super) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
     let https = url.is_some_and(|url| url.scheme_str() == Some("https"));
