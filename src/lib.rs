@@ -13,15 +13,19 @@
 //!    sender is still sending is **drained**, so that the answer arrives.
 //! 2. It is **authorized**: an upload by the token that [`/authorize`](registration) issued, a remote-write request by a
 //!    [certificate, a balancer's headers](identity), or the cluster's own credentials, which the authorizer is asked about.
-//! 3. It is **charged** against the cluster's rate, before its body is read.
-//! 4. Its body is **decoded**, counted as it arrives and checked before memory is spent, into offsets: no label becomes a string.
-//! 5. What more than so many do at once is **shed**.
-//! 6. Labels are **enforced**: whose series, which series, which labels.
-//! 7. Metric families are **translated** to remote write.
-//! 8. The payload is **encoded**, or handed on as received if nothing was changed.
-//! 9. It is [forwarded](forward). What the upstream says of the data is passed on; what it says of us makes the sender come back.
+//! 3. The [policy](config::policy) in force is looked up, once: what the layers below hold it to, whatever is reloaded meanwhile. Who
+//!    is **denied** goes no further.
+//! 4. It is **charged** against the cluster's rate, before its body is read.
+//! 5. Its body is **decoded**, counted as it arrives and checked before memory is spent, into offsets: no label becomes a string.
+//! 6. What more than so many do at once is **shed**.
+//! 7. Labels are **enforced**: whose series, which series, which labels.
+//! 8. Metric families are **translated** to remote write.
+//! 9. The payload is **encoded**, or handed on as received if nothing was changed.
+//! 10. It is [forwarded](forward), as its tenant. What the upstream says of the data is passed on; what it says of us makes the sender
+//!     come back.
 //!
-//! Health and metrics are the [internal listener's](admin). Files that may change meanwhile are [watched](watch). What else the binary
+//! Health, metrics and reloads are the [internal listener's](admin). Files that may change meanwhile are [watched](watch). What the
+//! binary does besides being a gateway is among its [commands]. What else the binary
 //! does are its [commands].
 //!
 //! # The stacks

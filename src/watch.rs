@@ -148,21 +148,23 @@ impl Followed {
     /// The future's: why what they hold is not in force.
     pub fn ask(&self) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let (asker, told) = oneshot::channel();
-        // Nobody may be following: then the asker is dropped, and that is told.
-        let asked = self.files.paths.is_empty() || self.askers.send(asker).is_ok();
-        let paths = Arc::clone(&self.files.paths);
+        let nothing = self.files.paths.is_empty();
+        // Nobody follows what is no regular file. Then the asker is dropped, which its other end hears.
+        if !nothing && self.askers.send(asker).is_err() {
+            tracing::warn!(files = self.shown(), "these are not read again while this runs");
+        }
+        let shown = self.shown();
         async move {
-            if paths.is_empty() {
+            if nothing {
                 return Ok(());
             }
-            match told.await {
-                Ok(outcome) if asked => outcome,
-                _ => {
-                    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-                    Err(format!("{} cannot be read again while this runs", paths.join(", ")))
-                }
-            }
+            told.await.unwrap_or_else(|_| Err(format!("{shown} cannot be read again while this runs")))
         }
+    }
+
+    fn shown(&self) -> String {
+        let paths: Vec<_> = self.files.paths.iter().map(|path| path.display().to_string()).collect();
+        paths.join(", ")
     }
 
     /// Calls `read` each time, which may wait for the disk, and tells what came of it, in one of `tasks`. One of the clones has to.

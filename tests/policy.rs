@@ -197,6 +197,8 @@ async fn uploads_have_exceptions_too() {
     let policy = "
 upload: {require: {env: prod}, limits: {interval: 1h}}
 overrides:
+  accounts:
+    account-of-c3: {upload: {limits: {interval: 0s}}}
   clusters:
     c1: {upload: {require: {env: test, tier: gold}, limits: {interval: 0s}}}
 ";
@@ -220,6 +222,11 @@ overrides:
     upload("c2", &c2, r#"env="prod""#).await.expect_status(200);
     let refused = upload("c2", &c2, r#"env="prod""#).await.expect_status(429);
     assert!(refused.text().starts_with("rate_limited: "), "{refused:?}");
+
+    // A token names the account, too.
+    let c3 = governed.world.token("c3").await;
+    upload("c3", &c3, r#"env="prod""#).await.expect_status(200);
+    upload("c3", &c3, r#"env="prod""#).await.expect_status(200);
 
     // Whoever has a token is still denied.
     governed.replace("overrides: {clusters: {c1: {denied: gone}}}").await;
