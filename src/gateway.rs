@@ -1,6 +1,6 @@
 //! A gateway's life: bind, serve, reload, drain.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
@@ -137,36 +137,57 @@ impl Gateway {
 
 /// Says what a reader of the log must know about this configuration.
 pub fn warn_about(config: &Config) {
-    let [upload, receive] = config.policy.status().rules;
-    for (route, rules) in [("/upload", upload), ("/metrics/v1/receive", receive)] {
-        if rules == 0 {
-            tracing::warn!(route, "no --whitelist, --whitelist-file, or allowlist in a --policy: every series passes");
-        }
-    }
-    if config.authorizer == Authorizer::AcceptAny {
-        tracing::warn!("--insecure-accept-any-token: anyone gets in as any cluster");
+    for Warning { route, text } in warnings(config) {
+        tracing::warn!(route, "{text}");
     }
     if config.authorizer == Authorizer::Nobody {
         tracing::info!(
             "no --authorize: client certificates alone say which cluster it is, and /authorize issues no tokens"
         );
-    } else if !config.keys.is_shared() {
-        tracing::warn!("no --shared-key: tokens are signed with a generated key and end with this process");
+    }
+}
+
+/// Something that is allowed, and seldom meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Where it matters, unless everywhere.
+    pub route: Option<&'static str>,
+    /// What, and why it matters.
+    pub text: Cow<'static, str>,
+}
+
+/// What whoever runs this configuration should know.
+pub fn warnings(config: &Config) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warn = |route, text: &'static str| warnings.push(Warning { route, text: text.into() });
+    let [upload, receive] = config.policy.status().rules;
+    for (route, rules) in [("/upload", upload), ("/metrics/v1/receive", receive)] {
+        if rules == 0 {
+            warn(Some(route), "no --whitelist, --whitelist-file, or allowlist in a --policy: every series passes");
+        }
+    }
+    if config.authorizer == Authorizer::AcceptAny {
+        warn(None, "--insecure-accept-any-token: anyone gets in as any cluster");
+    }
+    if config.authorizer != Authorizer::Nobody && !config.keys.is_shared() {
+        warn(None, "no --shared-key: tokens are signed with a generated key and end with this process");
     }
     if config.oidc_idle {
-        tracing::warn!(
-            "no --oidc-issuer: --client-id, --client-secret and --oidc-audience are of no use, and no token is shown"
+        warn(
+            None,
+            "no --oidc-issuer: --client-id, --client-secret and --oidc-audience are of no use, and no token is shown",
         );
     }
     for (flag, given) in
         [("--redis", config.stores.redis.is_some()), ("--memcached", config.stores.memcached.is_some())]
     {
         if given && !config.keys.is_shared() {
-            tracing::warn!(
-                "{flag} without --shared-key: this process shares nothing with others, which have other keys"
-            );
+            let text =
+                format!("{flag} without --shared-key: this process shares nothing with others, which have other keys");
+            warnings.push(Warning { route: None, text: text.into() });
         }
     }
+    warnings
 }
 
 /// Has all files read again: policy, keys, certificates.

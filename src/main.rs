@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use infogw_proxy::{
-    commands::{Command, CommandLine, Exit, Failure, completions, explain, token},
+    commands::{Command, CommandLine, Exit, Failure, check, completions, explain, token},
     config::{Config, Flags},
     dev,
     gateway::{self, Gateway},
@@ -31,6 +31,7 @@ fn run() -> Result<Exit, Failure> {
             Runtime::new()?.block_on(async { dev::run(until_told_to_stop()).await })?;
             Ok(Exit::Done)
         }
+        Some(Command::Check(args)) => check::run(*args),
         Some(Command::Token(command)) => token::run(command),
         Some(Command::Explain(args)) => explain::run(*args),
         Some(Command::Completions(args)) => completions::run(&args),

@@ -135,7 +135,10 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--forward-url=http://h:/"], "--forward-url: `http://h:/` has no port"),
         (&["--forward-url=https://secret@h/"], "--forward-url: a URL with a user or password is not taken"),
         (&["--forward-url=/user:secret@h"], "--forward-url: the value is not an http:// or https:// URL"),
-        (&["--tenant-id=a\nb"], "--tenant-id: `a b` cannot stand in a header"),
+        (
+            &["--tenant-id=a\nb"],
+            "--tenant-id: `a b` cannot name a tenant: it stands in a header, so printable ASCII it is",
+        ),
         (&["--receive-tenant-id=a\u{7f}"], "--receive-tenant-id: "),
         (&["--shared-key=/nonexistent"], "--shared-key: /nonexistent: No such file"),
         (&["--shared-key=/dev/null"], "--shared-key: /dev/null: holds no private key"),

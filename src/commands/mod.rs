@@ -6,6 +6,7 @@
 //! No flag of the gateway's goes before a command. One that needs them flattens [`Flags`] into its own `Args`, and takes them
 //! after its name, as the gateway does.
 
+pub mod check;
 pub mod completions;
 pub mod explain;
 pub mod token;
@@ -51,6 +52,9 @@ pub enum Command {
     /// Starts a gateway with an authorizer, a receive endpoint and clusters that push, all in this process: to look at and to try.
     #[command(after_help = Exit::help(&[]))]
     Dev,
+    /// Prints what flags and policy file come to, takes the gateway's flags for that, and warns of what in them is seldom meant.
+    #[command(after_help = check::exit_codes())]
+    Check(Box<check::CheckArgs>),
     /// Says of series what the policy makes of each: kept or dropped, by which rule, with which labels; and what their sender would hear.
     #[command(after_help = Exit::help(&explain::EXITS))]
     Explain(Box<explain::ExplainArgs>),

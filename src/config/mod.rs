@@ -7,6 +7,7 @@ mod flags;
 mod oidc;
 pub mod policy;
 mod rates;
+pub mod show;
 mod stores;
 mod tls;
 
@@ -25,8 +26,8 @@ pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
 pub use flags::Flags;
 pub use oidc::{Oidc, OidcFlags};
-use policy::Subject;
 pub use policy::{GatewayPolicy, PolicyFlags, PolicySources, Upstream};
+use policy::{Subject, Written};
 pub use rates::RateFlags;
 pub use stores::{MemcachedServers, StoreFlags, Stores};
 pub(crate) use tls::tls_to;
@@ -115,6 +116,14 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong with them.
     pub fn new(flags: Flags) -> Result<Self, ConfigError> {
+        Config::read(flags).map(|(config, _)| config)
+    }
+
+    /// As [`new`](Self::new); with the policy as it is written, to be shown.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn read(flags: Flags) -> Result<(Self, Written), ConfigError> {
         let partition_label = partition_label(flags.partition_label)?;
         let authorizer = match (given(flags.authorize), flags.insecure_accept_any_token) {
             (Some(url), false) => Authorizer::Registrations(url_of("--authorize", &url)?),
@@ -162,12 +171,14 @@ impl Config {
         let tls = TlsConfig::new(flags.tls, upstream.uri(), authorizer.url())?;
         let oidc_idle = Oidc::idle(&flags.oidc);
         let oidc = Oidc::new(flags.oidc, &tls.roots)?;
-        Ok(Config {
+        let authorizations = flags.authorization.parse()?;
+        let (policy, written) = GatewayPolicy::read(&policy_sources)?;
+        let config = Config {
             listen,
             listen_internal,
             tls,
             authorizer,
-            authorizations: flags.authorization.parse()?,
+            authorizations,
             client_info,
             keys,
             token_lifetime: Duration::from_secs(token_lifetime),
@@ -177,7 +188,7 @@ impl Config {
             oidc,
             oidc_idle,
             in_flight,
-            policy: GatewayPolicy::read(&policy_sources)?,
+            policy,
             policy_sources,
             stores: Stores::new(flags.stores)?,
             log_level: match given(flags.log_level).as_deref() {
@@ -188,7 +199,8 @@ impl Config {
                 Some(other) => return wrong!("--log-level: `{other}` is none of debug, info, warn, error"),
             },
             verbose: flags.verbose,
-        })
+        };
+        Ok((config, written))
     }
 }
 

@@ -208,7 +208,7 @@ fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
 }
 
 /// Comma-separated URLs. A comma may stand in a password: one parts URLs only if another URL follows.
-fn urls(value: &str) -> Vec<String> {
+pub(super) fn urls(value: &str) -> Vec<String> {
     let mut urls: Vec<String> = Vec::new();
     for part in value.split(',') {
         let is_url = part.trim().split_once("://").is_some_and(|(scheme, _)| {

@@ -45,9 +45,11 @@ pub(super) async fn text(
     let fetched = async {
         let response = client.request(request).await.map_err(|error| failed(&client::chain(&error)))?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, LARGEST_INPUT).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
-            true => wrong(&format_args!("over {LARGEST_INPUT} bytes; ask for less with --match")),
-            false => failed(&client::chain(&*error)),
+        let body = Limited::new(body, LARGEST_INPUT).collect().await.map_err(|error| {
+            match error.is::<LengthLimitError>() {
+                true => wrong(&format_args!("over {LARGEST_INPUT} bytes; ask for less with --match")),
+                false => failed(&client::chain(&*error)),
+            }
         })?;
         let body = body.to_bytes();
         if !head.status.is_success() {

@@ -57,9 +57,8 @@ const FRAMES: &[u8] = b"\xff\x06\x00\x00sNaPpY";
 /// # Errors
 /// A header that cannot be one; a body that is nothing that either endpoint takes, or becomes too large.
 pub(super) fn of_body(name: &str, body: Bytes, endpoint: Option<Endpoint>, said: Body) -> Result<Input, Failure> {
-    let too_large = || {
-        Err(Failure::new(Exit::Data, format_args!("{name}: over {LARGEST_DECODED} bytes once it is decompressed")))
-    };
+    let too_large =
+        || Err(Failure::new(Exit::Data, format_args!("{name}: over {LARGEST_DECODED} bytes once it is decompressed")));
     let Ok(unpacked) = unpacked(&body) else { return too_large() };
     if snap::raw::decompress_len(&body).is_ok_and(|len| len > LARGEST_DECODED) && endpoint != Some(Endpoint::Upload) {
         return too_large();
@@ -78,9 +77,9 @@ pub(super) fn of_body(name: &str, body: Bytes, endpoint: Option<Endpoint>, said:
         _ => None,
     });
     let endpoint = endpoint.or(implied);
-    let encoding = said.encoding.or_else(|| {
-        (unpacked.is_some() && endpoint != Some(Endpoint::Receive)).then(|| "snappy".to_owned())
-    });
+    let encoding = said
+        .encoding
+        .or_else(|| (unpacked.is_some() && endpoint != Some(Endpoint::Receive)).then(|| "snappy".to_owned()));
     let content_type = match (said.content_type, endpoint) {
         (given @ Some(_), _) => given,
         // Remote write is what it is without.
@@ -145,7 +144,8 @@ pub(super) fn received(
     samples_per_send: u32,
 ) -> Result<Input, Failure> {
     let now = SystemClock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-    let mut sender = RemoteWrite { external, most: samples_per_send as usize, now, series: Vec::new(), bodies: Vec::new() };
+    let mut sender =
+        RemoteWrite { external, most: samples_per_send as usize, now, series: Vec::new(), bodies: Vec::new() };
     read(name, text, &mut sender)?;
     sender.send().map_err(|error| Failure::new(Exit::Data, format_args!("{name}: {error}")))?;
     Ok(Input { endpoint: Endpoint::Receive, head: HeaderMap::new(), bodies: sender.bodies, scraped: true })
@@ -216,7 +216,8 @@ impl TextSink for RemoteWrite<'_> {
         timestamp: Option<i64>,
     ) -> Result<(), snap::Error> {
         let labels = std::iter::once(("__name__", name)).chain(with(labels, self.external));
-        let mut labels: Vec<_> = labels.map(|(name, value)| prom::Label { name: name.into(), value: value.into() }).collect();
+        let mut labels: Vec<_> =
+            labels.map(|(name, value)| prom::Label { name: name.into(), value: value.into() }).collect();
         labels.sort_by(|one, other| one.name.cmp(&other.name));
         let samples = vec![prom::Sample { value, timestamp: timestamp.unwrap_or(self.now) }];
         self.series.push(prom::TimeSeries { labels, samples, ..Default::default() });

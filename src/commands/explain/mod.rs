@@ -27,7 +27,10 @@ const LARGEST_DECODED: usize = 256 << 20;
 
 /// The codes that this command has besides the common ones.
 pub const EXITS: [(Exit, &str); 3] = [
-    (Exit::Negative, "the sender would hear a refusal, of the request or of series in it; that series are dropped is none"),
+    (
+        Exit::Negative,
+        "the sender would hear a refusal, of the request or of series in it; that series are dropped is none",
+    ),
     (Exit::Data, "the input does not read as what it should be"),
     (Exit::NoInput, "a file cannot be read"),
 ];
@@ -162,7 +165,8 @@ async fn input(args: &ExplainArgs) -> Result<Input, Failure> {
         }
     };
     if args.body {
-        let head = Body { content_type: given(args.content_type.clone()), encoding: given(args.content_encoding.clone()) };
+        let head =
+            Body { content_type: given(args.content_type.clone()), encoding: given(args.content_encoding.clone()) };
         return input::of_body(name, bytes.into(), endpoint, head);
     }
     match endpoint.unwrap_or(policy::Endpoint::Receive) {

@@ -49,7 +49,8 @@ impl<'p> Sender<'p> {
         cluster: &str,
         account: Option<String>,
     ) -> Result<Self, Failure> {
-        let id = ClusterId::new(cluster).map_err(|error| Failure::new(Exit::Usage, format_args!("--cluster: {error}")))?;
+        let id =
+            ClusterId::new(cluster).map_err(|error| Failure::new(Exit::Usage, format_args!("--cluster: {error}")))?;
         let account = account.map(Arc::from);
         let mut identity = Identity { account, ..Identity::of(id) };
         let terms = policy.policy.terms(endpoint, &identity);

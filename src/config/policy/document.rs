@@ -1,6 +1,12 @@
 //! A policy as it is written: the file's format. What a key leaves out is `None`, and somebody else says it.
 
-use std::{collections::HashSet, fmt, hash::Hash, marker::PhantomData, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt,
+    hash::{Hash, Hasher},
+    marker::PhantomData,
+    sync::Arc,
+};
 
 use infogw_layers::enforce::ClusterLabelCheck;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -9,9 +15,10 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
+use super::schema;
 use super::values::{
-    At, Denied, ExemptFrom, Id, Interval, LabelName, Labels, RequestRate, Rule, SampleRate, SeriesLimit, SizeLimit,
-    TenantName, WritesFor,
+    At, Denied, ExemptFrom, Id, Interval, LabelName, Labels, Place, RequestRate, Rule, SampleRate, SeriesLimit,
+    SizeLimit, Source, TenantName, WritesFor,
 };
 
 /// A structure all of whose keys may be left out. Each key by itself can be filled up from another such structure.
@@ -101,13 +108,16 @@ keys! {
     Upload {
         /// Series that pass: those that any of these PromQL selectors selects; without, all. In place of --whitelist and
         /// --whitelist-file.
+        #[schemars(schema_with = "schema::allowlist")]
         allowlist: At<Vec<At<Rule>>>,
         /// Labels that are removed. In place of --elide-label.
         elide: Vec<At<LabelName>>,
         /// Labels that are set, replacing what is there. In place of --label.
+        #[schemars(schema_with = "schema::set_labels")]
         set: At<Labels>,
         /// Labels that go into issued tokens, and so must be on series with these values. A token is held to what it was issued with.
         /// In place of --required-label.
+        #[schemars(schema_with = "schema::required_labels")]
         require: At<Labels>,
         /// How often, and how much.
         limits: UploadLimits,
@@ -119,12 +129,15 @@ keys! {
     Receive {
         /// Series that pass: those that any of these PromQL selectors selects; without, all. In place of --whitelist and
         /// --whitelist-file.
+        #[schemars(schema_with = "schema::allowlist")]
         allowlist: At<Vec<At<Rule>>>,
         /// Labels that are removed. In place of --receive-elide-label.
         elide: Vec<At<LabelName>>,
         /// Labels that are set, replacing what is there. In place of --receive-label.
+        #[schemars(schema_with = "schema::set_labels")]
         set: At<Labels>,
         /// Labels that must be on every series with these values.
+        #[schemars(schema_with = "schema::required_labels")]
         require: At<Labels>,
         /// What happens to a series with another cluster's label. In place of --cluster-label-check.
         cluster_label_check: At<ClusterLabelCheckMode>,
@@ -230,7 +243,7 @@ impl Tenant {
     }
 }
 
-/// As it is written out.
+/// A name for each place.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "TenantNames", deny_unknown_fields)]
 struct WrittenTenant {
@@ -318,9 +331,37 @@ whole!(Vec<ExemptFrom>, Denied, WritesFor);
 
 /// What is said of each id, sorted by it. Equal values are kept once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ById<V>(pub Arc<[(Box<str>, Arc<V>)]>);
+pub struct ById<V>(pub Arc<[(Box<str>, Arc<V>)]>, Places);
+
+/// Lines and columns in the policy file, of which there may be many. Whatever they are, they make no difference.
+#[derive(Debug, Clone, Default)]
+struct Places(Arc<[(u32, u32)]>);
+
+impl PartialEq for Places {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Places {}
+
+impl Hash for Places {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
 
 impl<V> ById<V> {
+    #[cfg(test)]
+    pub(super) fn of(entries: std::collections::BTreeMap<Box<str>, V>) -> Self {
+        ById(entries.into_iter().map(|(id, value)| (id, Arc::new(value))).collect(), Places::default())
+    }
+
+    /// Where the id at `index` stands.
+    pub fn place(&self, index: usize) -> Place {
+        let Places(places) = &self.1;
+        let (line, column) = places.get(index).copied().unwrap_or_default();
+        Place { source: Source::Policy, line: line.into(), column: column.into() }
+    }
+
     /// What is said of `id`.
     pub fn find(&self, id: &str) -> Option<&Arc<V>> {
         let at = self.0.binary_search_by(|(other, _)| (**other).cmp(id)).ok()?;
@@ -341,18 +382,21 @@ impl<'de, V: Deserialize<'de> + Eq + Hash> Deserialize<'de> for ById<V> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ById<V>, A::Error> {
                 let (mut entries, mut values) = (Vec::new(), HashSet::new());
-                while let Some((Id(id), value)) = map.next_entry::<Id, V>()? {
+                while let Some((At { value: Id(id), place }, value)) = map.next_entry::<At<Id>, V>()? {
                     let value = Arc::new(value);
                     let known = values.get(&value).map(Arc::clone);
                     let value = known.unwrap_or_else(|| {
                         values.insert(Arc::clone(&value));
                         value
                     });
-                    entries.push((id, value));
+                    let place =
+                        (place.line.try_into().unwrap_or(u32::MAX), place.column.try_into().unwrap_or(u32::MAX));
+                    entries.push(((id, value), place));
                 }
                 // That none stands there twice is the reader's to see.
-                entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-                Ok(ById(entries.into()))
+                entries.sort_unstable_by(|((one, _), _), ((other, _), _)| one.cmp(other));
+                let (entries, places): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+                Ok(ById(entries.into(), Places(places.into())))
             }
         }
 
@@ -375,7 +419,7 @@ impl<V: JsonSchema> JsonSchema for ById<V> {
         let value = generator.subschema_for::<V>();
         json_schema!({
             "type": "object",
-            "propertyNames": { "minLength": 1, "maxLength": 256 },
+            "propertyNames": { "minLength": 1, "maxLength": 256, "pattern": schema::PRINTABLE },
             "additionalProperties": value
         })
     }

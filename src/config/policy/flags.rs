@@ -175,10 +175,7 @@ fn size(flag: &'static str, value: Option<String>, default: usize) -> Result<Siz
 }
 
 fn tenant(flag: &str, name: &str) -> Result<Tenant, ConfigError> {
-    match http::HeaderValue::from_str(name) {
-        Ok(header) => Ok(Tenant::named(TenantName(header))),
-        Err(_) => wrong!("{flag}: `{name}` cannot stand in a header"),
-    }
+    TenantName::new(name).map(Tenant::named).map_err(|error| ConfigError(format!("{flag}: {error}")))
 }
 
 fn names(flag: &'static str, values: &[String]) -> Result<Option<Vec<At<LabelName>>>, ConfigError> {

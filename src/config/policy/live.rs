@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use infogw_layers::policy::LivePolicy;
 use tokio::task::JoinSet;
 
-use super::{PolicySources, ReadPolicy};
+use super::{PolicySources, ReadPolicy, document::Document};
 use crate::{config::ConfigError, watch::Followed};
 
 /// The policy in force. It is replaced when its files change or somebody asks; a request ends under the one it began with. Clones
@@ -29,6 +29,15 @@ pub struct PolicyStatus {
     pub overrides: usize,
 }
 
+/// A policy as it is written, which nobody needs while it is enforced.
+#[derive(Debug)]
+pub struct Written {
+    /// What the policy file says by itself.
+    pub file: Document,
+    /// What holds, with nothing left to fill in.
+    pub document: Document,
+}
+
 impl From<&ReadPolicy> for PolicyStatus {
     fn from(read: &ReadPolicy) -> Self {
         PolicyStatus { hash: read.hash.clone(), rules: read.rules(), overrides: read.overrides() }
@@ -40,12 +49,13 @@ impl GatewayPolicy {
     ///
     /// # Errors
     /// As [`PolicySources::read`].
-    pub fn read(sources: &PolicySources) -> Result<Self, ConfigError> {
+    pub fn read(sources: &PolicySources) -> Result<(Self, Written), ConfigError> {
         // Before they are read: what changes meanwhile is read again.
         let files = Followed::new(sources.files().cloned().collect::<Vec<PathBuf>>());
         let read = sources.read()?;
         let status = Arc::new(ArcSwap::from_pointee(PolicyStatus::from(&read)));
-        Ok(GatewayPolicy { live: LivePolicy::new(read.policy), status, files })
+        let ReadPolicy { file, document, policy, hash: _ } = read;
+        Ok((GatewayPolicy { live: LivePolicy::new(policy), status, files }, Written { file, document }))
     }
 
     /// Reads `sources` whenever their files change or somebody [asks](Followed::ask), in one of `tasks`, and puts what they say in

@@ -7,6 +7,7 @@ mod compile;
 pub mod document;
 mod flags;
 mod live;
+pub mod schema;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -21,7 +22,7 @@ use infogw_layers::policy::Policy;
 use super::ConfigError;
 use document::{Document, Fill as _, Receive, Upload};
 pub use flags::PolicyFlags;
-pub use live::{GatewayPolicy, PolicyStatus};
+pub use live::{GatewayPolicy, PolicyStatus, Written};
 pub use upstream::Upstream;
 use values::{At, Place, Rule, Source};
 
@@ -57,6 +58,8 @@ pub struct PolicySources {
 /// The policy of one moment.
 #[derive(Debug)]
 pub struct ReadPolicy {
+    /// What the policy file says by itself.
+    pub file: Document,
     /// As it is written: what holds, with nothing left to fill in.
     pub document: Document,
     /// As it is enforced.
@@ -105,15 +108,20 @@ impl PolicySources {
                 yaml::read(text).map_err(|error| self.told(error))?
             }
         };
-        let document = file.fill(self.flags()?);
+        let document = file.clone().fill(self.flags()?);
         let policy = compile::compile(&document, &self.subject).map_err(|error| self.told(error))?;
         let hash = hash(&document).map_err(|error| ConfigError(format!("the policy cannot be hashed: {error}")))?;
-        Ok(ReadPolicy { document, policy, hash })
+        Ok(ReadPolicy { file, document, policy, hash })
     }
 
     /// The files that it is read from.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.said.policy_file.iter().chain(&self.said.whitelist_files)
+    }
+
+    /// The policy file.
+    pub fn policy_file(&self) -> Option<&std::path::Path> {
+        self.said.policy_file.as_deref()
     }
 
     /// What the policy is about.

@@ -27,7 +27,7 @@ fn read_with(flags: PolicyFlags, url: &str, text: &str) -> Result<ReadPolicy, St
     sources.read().map_err(|error| error.to_string().replace(path.to_str().unwrap(), "policy.yaml"))
 }
 
-fn read(text: &str) -> Result<ReadPolicy, String> {
+pub(super) fn read(text: &str) -> Result<ReadPolicy, String> {
     read_with(PolicyFlags::default(), "http://localhost/receive", text)
 }
 
@@ -36,61 +36,59 @@ fn terms(policy: &ReadPolicy, endpoint: Endpoint, cluster: &str, account: Option
     policy.policy.terms(endpoint, &identity)
 }
 
+/// What is wrong with a file, and what is told of it.
+pub(super) const FAULTS: &[(&str, &str)] = &[
+    ("", "policy.yaml:1:1: the policy file is empty"),
+    ("# nothing\n", "policy.yaml:1:1: the policy file is empty"),
+    ("upload: [", "policy.yaml:1:9: "),
+    ("upload:\n  allowlist: [up\n", "policy.yaml:"),
+    ("upload:\n\tlimits: {}\n", "policy.yaml:2:2: tabs"),
+    ("uploads: {}", "policy.yaml:1:1: unknown field `uploads`"),
+    ("upload:\n  limits:\n    request_rate: {per_second: 1}\n", "policy.yaml:3:5: unknown field `request_rate`"),
+    ("upload: {}\nupload: {}\n", "policy.yaml:2:1: duplicate"),
+    ("overrides:\n  clusters:\n    c1: {}\n    \"c1\": {}\n", "policy.yaml:4:5: duplicate"),
+    ("upload:\n  allowlist:\n    - up\n    - up{\n", "policy.yaml:4:7: `up{`: "),
+    ("upload:\n  allowlist: []\n", "policy.yaml:2:14: an allowlist without a rule"),
+    ("upload:\n  allowlist: up\n", "policy.yaml:2:14: "),
+    ("upload:\n  elide: [a-b]\n", "policy.yaml:2:11: `a-b` is not a label name"),
+    ("upload:\n  elide: [a, _id]\n", "policy.yaml:2:14: `_id` is the --partition-label"),
+    ("receive:\n  set: {_id: c1}\n", "policy.yaml:2:8: `_id` is the --partition-label"),
+    ("receive:\n  set: {a b: c1}\n", "policy.yaml:2:9: `a b` is not a label name"),
+    ("upload:\n  require: {_id: c1}\n", "policy.yaml:2:12: `_id` is the --partition-label"),
+    ("upload:\n  require: {env: \"\"}\n", "policy.yaml:2:12: `env` has no value"),
+    ("receive:\n  cluster_label_check: of\n", "policy.yaml:2:24: unknown variant `of`"),
+    ("upload:\n  limits: {interval: 5}\n", "policy.yaml:2:22: `5` is not a duration"),
+    ("upload:\n  limits: {series: -1}\n", "policy.yaml:2:20: "),
+    ("upload:\n  limits: {series: 4194305}\n", "policy.yaml:2:20: at most 4194304 series"),
+    ("upload:\n  limits: {labels: 1.5}\n", "policy.yaml:2:20: "),
+    ("receive:\n  limits:\n    sample_rate: {per_second: -1}\n", "policy.yaml:3:18: -1 a second is not from 0 to"),
+    ("receive:\n  limits:\n    sample_rate: {per_second: .nan}\n", "policy.yaml:3:18: NaN a second is not from 0 to"),
+    ("receive:\n  limits:\n    sample_rate: {burst: 1}\n", "policy.yaml:3:19: missing field `per_second`"),
+    (
+        "receive:\n  limits:\n    sample_rate: {per_second: 1, burst: 0}\n",
+        "policy.yaml:3:34: invalid value: integer `0`",
+    ),
+    ("tenants:\n  upload: {header: a}\n", "policy.yaml:2:12: missing field `url`"),
+    ("tenants:\n  clusters:\n    c1: \"a\\nb\"\n", "policy.yaml:3:9: `a\\nb` cannot name a tenant"),
+    ("overrides:\n  clusters:\n    \"\": {}\n", "policy.yaml:3:5: an id is 1 to 256 bytes"),
+    ("overrides:\n  clusters:\n    c1: {denied: true}\n", "policy.yaml:3:18: say why"),
+    ("overrides:\n  clusters:\n    c1: {denied: \"\"}\n", "policy.yaml:3:18: a reason has 1 to 512"),
+    ("overrides:\n  clusters:\n    c1: {denied: {reason: x, until: May}}\n", "policy.yaml:3:37: `May` is not a moment"),
+    ("overrides:\n  clusters:\n    c1: {exempt: [rate]}\n", "policy.yaml:3:19: unknown variant `rate`"),
+    ("overrides:\n  clusters:\n    c1: {writes_for: [\"*\", h1]}\n", "policy.yaml:3:22: `*` is any cluster"),
+    (
+        "overrides:\n  accounts:\n    a1: {receive: {elide: [_id]}}\n",
+        "policy.yaml:3:28: `_id` is the --partition-label",
+    ),
+    ("overrides:\n  clusters:\n    c1: {denied: \"a\\nb\"}\n", "policy.yaml:3:18: a reason is one line"),
+    ("a: &a [x, x]\nb: *a\n", "policy.yaml:1:1: unknown field `a`"),
+];
+
 /// Every kind of fault is told with its line and column, and with what to change.
 #[test]
 fn faults_are_told_where_they_stand() {
     let mut wrong = Vec::new();
-    for (text, told) in [
-        ("", "policy.yaml:1:1: the policy file is empty"),
-        ("# nothing\n", "policy.yaml:1:1: the policy file is empty"),
-        ("upload: [", "policy.yaml:1:9: "),
-        ("upload:\n  allowlist: [up\n", "policy.yaml:"),
-        ("upload:\n\tlimits: {}\n", "policy.yaml:2:2: tabs"),
-        ("uploads: {}", "policy.yaml:1:1: unknown field `uploads`"),
-        ("upload:\n  limits:\n    request_rate: {per_second: 1}\n", "policy.yaml:3:5: unknown field `request_rate`"),
-        ("upload: {}\nupload: {}\n", "policy.yaml:2:1: duplicate"),
-        ("overrides:\n  clusters:\n    c1: {}\n    \"c1\": {}\n", "policy.yaml:4:5: duplicate"),
-        ("upload:\n  allowlist:\n    - up\n    - up{\n", "policy.yaml:4:7: `up{`: "),
-        ("upload:\n  allowlist: []\n", "policy.yaml:2:14: an allowlist without a rule"),
-        ("upload:\n  allowlist: up\n", "policy.yaml:2:14: "),
-        ("upload:\n  elide: [a-b]\n", "policy.yaml:2:11: `a-b` is not a label name"),
-        ("upload:\n  elide: [a, _id]\n", "policy.yaml:2:14: `_id` is the --partition-label"),
-        ("receive:\n  set: {_id: c1}\n", "policy.yaml:2:8: `_id` is the --partition-label"),
-        ("receive:\n  set: {a b: c1}\n", "policy.yaml:2:9: `a b` is not a label name"),
-        ("upload:\n  require: {_id: c1}\n", "policy.yaml:2:12: `_id` is the --partition-label"),
-        ("upload:\n  require: {env: \"\"}\n", "policy.yaml:2:12: `env` has no value"),
-        ("receive:\n  cluster_label_check: of\n", "policy.yaml:2:24: unknown variant `of`"),
-        ("upload:\n  limits: {interval: 5}\n", "policy.yaml:2:22: `5` is not a duration"),
-        ("upload:\n  limits: {series: -1}\n", "policy.yaml:2:20: "),
-        ("upload:\n  limits: {series: 4194305}\n", "policy.yaml:2:20: at most 4194304 series"),
-        ("upload:\n  limits: {labels: 1.5}\n", "policy.yaml:2:20: "),
-        ("receive:\n  limits:\n    sample_rate: {per_second: -1}\n", "policy.yaml:3:18: -1 a second is not from 0 to"),
-        (
-            "receive:\n  limits:\n    sample_rate: {per_second: .nan}\n",
-            "policy.yaml:3:18: NaN a second is not from 0 to",
-        ),
-        ("receive:\n  limits:\n    sample_rate: {burst: 1}\n", "policy.yaml:3:19: missing field `per_second`"),
-        (
-            "receive:\n  limits:\n    sample_rate: {per_second: 1, burst: 0}\n",
-            "policy.yaml:3:34: invalid value: integer `0`",
-        ),
-        ("tenants:\n  upload: {header: a}\n", "policy.yaml:2:12: missing field `url`"),
-        ("tenants:\n  clusters:\n    c1: \"a\\nb\"\n", "policy.yaml:3:9: `a\\nb` cannot name a tenant"),
-        ("overrides:\n  clusters:\n    \"\": {}\n", "policy.yaml:3:5: an id is 1 to 256 bytes"),
-        ("overrides:\n  clusters:\n    c1: {denied: true}\n", "policy.yaml:3:18: say why"),
-        ("overrides:\n  clusters:\n    c1: {denied: \"\"}\n", "policy.yaml:3:18: a reason has 1 to 512"),
-        (
-            "overrides:\n  clusters:\n    c1: {denied: {reason: x, until: May}}\n",
-            "policy.yaml:3:37: `May` is not a moment",
-        ),
-        ("overrides:\n  clusters:\n    c1: {exempt: [rate]}\n", "policy.yaml:3:19: unknown variant `rate`"),
-        ("overrides:\n  clusters:\n    c1: {writes_for: [\"*\", h1]}\n", "policy.yaml:3:22: `*` is any cluster"),
-        (
-            "overrides:\n  accounts:\n    a1: {receive: {elide: [_id]}}\n",
-            "policy.yaml:3:28: `_id` is the --partition-label",
-        ),
-        ("a: &a [x, x]\nb: *a\n", "policy.yaml:1:1: unknown field `a`"),
-    ] {
+    for (text, told) in FAULTS {
         let error = read(text).err().unwrap_or_default();
         if !error.starts_with(told) || error.contains('\n') {
             wrong.push(format!("{text:?}:\n  {error}\n  {told}"));

@@ -22,7 +22,10 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::super::{duration, is_label_name, rates};
+use super::{
+    super::{duration, is_label_name, rates},
+    schema,
+};
 
 /// Where something was said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -193,7 +196,13 @@ impl Interval {
 text!(
     Interval,
     "Interval",
-    { "type": "string", "pattern": "^\\+?(0|(([0-9]+\\.?[0-9]*|\\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$", "description": "A duration as Go writes it, such as 4m30s; 0s is unlimited." },
+    {
+        "anyOf": [
+            { "const": 0 },
+            { "type": "string", "pattern": "^\\+?(0|(([0-9]+\\.?[0-9]*|\\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$" }
+        ],
+        "description": "A duration as Go writes it, such as 4m30s; 0s is unlimited."
+    },
     |text| duration::parse(text).map(Interval).map_err(|error| error.to_string()),
     |interval| duration::written(interval.0)
 );
@@ -205,7 +214,7 @@ pub struct Moment(pub SystemTime);
 text!(
     Moment,
     "Moment",
-    { "type": "string", "format": "date-time", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]+)?Z$", "description": "A moment in UTC, such as 2026-12-01T00:00:00Z." },
+    { "type": "string", "pattern": "^(19[7-9][0-9]|[2-9][0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]+)?Z$", "description": "A moment in UTC, such as 2026-12-01T00:00:00Z." },
     |text| humantime::parse_rfc3339(text).map(Moment).map_err(|_| format!("`{text}` is not a moment in UTC, such as 2026-12-01T00:00:00Z")),
     |moment| humantime::format_rfc3339(moment.0).to_string()
 );
@@ -217,7 +226,8 @@ pub struct Id(pub Box<str>);
 text!(
     Id,
     "Id",
-    { "type": "string", "minLength": 1, "maxLength": 256 },
+    // YAML takes an id of digits for a number, and editors with it.
+    { "type": ["string", "integer"], "minLength": 1, "maxLength": 256, "pattern": schema::PRINTABLE },
     |text| match ClusterId::new(text) {
         Ok(_) => Ok(Id(text.into())),
         Err(error) => Err(error.to_string().replace("a cluster id", "an id")),
@@ -233,14 +243,22 @@ text!(
     TenantName,
     "TenantName",
     { "type": "string", "minLength": 1, "pattern": "^[ -~]+$" },
-    |text| match HeaderValue::from_str(text) {
-        Ok(header) if !text.is_empty() && header.to_str().is_ok_and(|text| !text.contains('\t')) => Ok(TenantName(header)),
-        _ => Err(format!("`{text}` cannot name a tenant: it stands in a header, so printable ASCII it is")),
-    },
+    TenantName::new,
     |name| name.as_str().to_owned()
 );
 
 impl TenantName {
+    /// `text` as a tenant's name.
+    ///
+    /// # Errors
+    /// What cannot stand in a header.
+    pub fn new(text: &str) -> Result<Self, String> {
+        match HeaderValue::from_str(text) {
+            Ok(header) if !text.is_empty() && !text.contains('\t') => Ok(TenantName(header)),
+            _ => Err(format!("`{text}` cannot name a tenant: it stands in a header, so printable ASCII it is")),
+        }
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         self.0.to_str().unwrap_or_default()
@@ -318,13 +336,19 @@ pub type RequestRate = Rate<1>;
 pub type SampleRate = Rate<{ rates::SAMPLES_PER_SEND }>;
 
 impl<const LEAST_BURST: u32> Rate<LEAST_BURST> {
+    /// The least that a burst is where nobody says it.
+    pub const LEAST_BURST: u32 = LEAST_BURST;
+
     /// So many a second.
     ///
     /// # Errors
     /// A rate or burst that no quota can have.
     pub fn new(per_second: f64, burst: Option<NonZeroU32>) -> Result<Self, String> {
-        let (quota, burst) = rates::quota(per_second, burst, LEAST_BURST)?;
-        Ok(Rate { per_second, burst, quota })
+        Ok(match rates::quota(per_second, burst, LEAST_BURST)? {
+            // A burst of what is unlimited says nothing.
+            (None, _) => Rate { per_second: 0.0, burst: NonZeroU32::MIN, quota: None },
+            (quota, burst) => Rate { per_second, burst, quota },
+        })
     }
 }
 
@@ -342,7 +366,7 @@ impl<const LEAST_BURST: u32> Hash for Rate<LEAST_BURST> {
     }
 }
 
-/// As it is written.
+/// So many a second, and so many at once.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "Rate", deny_unknown_fields)]
 struct WrittenRate {
@@ -350,7 +374,8 @@ struct WrittenRate {
     #[schemars(range(min = 0, max = 1e9))]
     per_second: f64,
     /// How many at once; without, what the rate gives in 10 seconds, and of samples at least 10000.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4294967295u32))]
     burst: Option<NonZeroU32>,
 }
 
@@ -392,15 +417,15 @@ pub enum Denied {
     },
 }
 
-/// As it is written out.
+/// Why, and until when.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "Denial", deny_unknown_fields)]
 struct WrittenDenial {
     /// What the sender is told: one line.
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), regex(pattern = schema::PRINTABLE))]
     reason: Box<str>,
     /// Until when; for good without.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<Moment>,
 }
 
@@ -411,6 +436,9 @@ impl Denied {
         let chars = reason.chars().count();
         if chars == 0 || chars > LONGEST_REASON {
             return Err(E::custom(format!("a reason has 1 to {LONGEST_REASON} characters")));
+        }
+        if reason.contains(char::is_control) {
+            return Err(E::custom("a reason is one line: senders are told it as it is"));
         }
         Ok(Denied::Because { reason: reason.into(), until })
     }
@@ -466,7 +494,7 @@ impl JsonSchema for Denied {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let written = generator.subschema_for::<WrittenDenial>();
         json_schema!({
-            "anyOf": [{ "const": false }, { "type": "string", "minLength": 1, "maxLength": LONGEST_REASON }, written],
+            "anyOf": [{ "const": false }, { "type": "string", "minLength": 1, "maxLength": LONGEST_REASON, "pattern": schema::PRINTABLE }, written],
             "description": "Why it may not write, as its sender is told with 403; false where only its account may not."
         })
     }
