@@ -350,16 +350,16 @@ fn said_in(section: &impl Serialize) -> Said {
     let mut said = Said::new();
     // What is read from YAML can be written as JSON.
     if let Ok(Value::Object(section)) = serde_json::to_value(section) {
-        flatten(String::new(), section, &mut said);
+        flatten("", section, &mut said);
     }
     said
 }
 
-fn flatten(prefix: String, section: Map<String, Value>, said: &mut Said) {
+fn flatten(prefix: &str, section: Map<String, Value>, said: &mut Said) {
     for (key, value) in section {
         match (key.as_str(), value) {
             ("upload" | "receive" | "limits", Value::Object(section)) => {
-                flatten(format!("{prefix}{key}."), section, said);
+                flatten(&format!("{prefix}{key}."), section, said);
             }
             (_, value) => {
                 said.insert(format!("{prefix}{key}"), value);
