@@ -71,10 +71,12 @@ pub(super) fn of_body(name: &str, body: Bytes, endpoint: Option<Endpoint>, said:
         }
         Err(_) => Err(Failure::new(Exit::Usage, format_args!("{flag}: `{value}` cannot stand in a header"))),
     };
-    let implied = said.content_type.as_deref().and_then(|content_type| match content_type.split(';').next()?.trim() {
-        "application/x-protobuf" => Some(Endpoint::Receive),
-        "application/vnd.google.protobuf" | "text/plain" => Some(Endpoint::Upload),
-        _ => None,
+    let implied = said.content_type.as_deref().and_then(|content_type| {
+        match content_type.split(';').next()?.trim().to_ascii_lowercase().as_str() {
+            "application/x-protobuf" => Some(Endpoint::Receive),
+            "application/vnd.google.protobuf" | "text/plain" => Some(Endpoint::Upload),
+            _ => None,
+        }
     });
     let endpoint = endpoint.or(implied);
     let encoding = said
