@@ -82,7 +82,7 @@ async fn the_gateway_does_as_explained() {
         for series in one_by_one.chain([all.clone(), all[..2].to_vec(), Vec::new()]) {
             let body = write_body(series.clone());
             let args = ["--body", "-ojson", "--cluster", cluster, "--account", &account, &flag];
-            let explained = explained(explain(&args, &body).await);
+            let explained = explained(&explain(&args, &body).await);
             let world = World::with(&[&flag]).await;
             let reply = world.gateway.receive(&composite_token(PULL_SECRET, cluster), body).await;
             holds(&explained, &reply, &world);
@@ -123,7 +123,7 @@ async fn the_gateway_does_with_uploads_as_explained() {
             for (encoding, body) in [("", text.clone().into_bytes()), ("snappy", snappy_framed(text.as_bytes()))] {
                 let args =
                     ["--body", "-ojson", "--cluster", cluster, "--account", &account, &flag, "--content-type", TEXT];
-                let explained = explained(explain(&args, &body).await);
+                let explained = explained(&explain(&args, &body).await);
                 let world = World::with(&[&flag]).await;
                 let token = world.token(cluster).await;
                 let reply = world.gateway.upload(&token, TEXT, encoding, body).await;
@@ -392,13 +392,13 @@ up{_id=\"c2\"} 1 NOW
         labels(&[("__name__", "h_count"), ("_id", "c1")]),
         labels(&[("__name__", "up"), ("_id", "c2")]),
     ]);
-    let from_body = explained(explain(&[&flags[..], &["--body"]].concat(), &body).await);
+    let from_body = explained(&explain(&[&flags[..], &["--body"]].concat(), &body).await);
     assert_eq!(from_body["totals"]["kept"]["series"], 4);
     for args in [&[][..], &["--endpoint=upload"]] {
         // With times and without.
         for text in [text.clone(), text.replace(&format!(" {}", text.split(' ').next_back().unwrap().trim()), "")] {
             let args = [args, &flags].concat();
-            let from_text = explained(explain(&args, text.as_bytes()).await);
+            let from_text = explained(&explain(&args, text.as_bytes()).await);
             assert_eq!(from_text["series"], from_body["series"], "{args:?} {text}");
             let answer = |explained: &Value| explained["requests"][0]["answer"].clone();
             assert_eq!(answer(&from_text), answer(&from_body));
@@ -413,7 +413,7 @@ async fn a_sender_adds_its_labels_and_packs_its_samples() {
     let text = "# HELP up Is it?\n# TYPE up gauge\nup 1\nup{env=\"prod\",job=\"\\\"a\\\\\\n\"} +Inf\n# TYPE s summary\ns_sum 1\ns_count NaN\ns{quantile=\"0.5\"} -Inf\n";
     for (endpoint, requests) in [("--endpoint=receive", 3), ("--endpoint=upload", 1)] {
         let args = ["-ojson", &flag, endpoint, "--samples-per-send=2", "--external-label=_id=c1,env=test"];
-        let explained = explained(explain(&args, text.as_bytes()).await);
+        let explained = explained(&explain(&args, text.as_bytes()).await);
         assert_eq!(explained["sender"]["cluster"], "c1");
         let labels: Vec<_> = listed(&explained).iter().map(|series| series["labels"].clone()).collect();
         assert_eq!(
@@ -482,7 +482,7 @@ async fn what_a_body_is_is_seen() {
             &[&content_type, &encoding, &endpoint_flag],
         ] {
             let args: Vec<_> = said.iter().map(|flag| flag.as_str()).chain(["--body", "-ojson"]).collect();
-            let explained = explained(explain(&args, body).await);
+            let explained = explained(&explain(&args, body).await);
             assert_eq!(explained["sender"]["endpoint"], *endpoint, "{args:?}");
             assert_eq!(
                 explained["totals"]["forwarded"],
@@ -498,7 +498,7 @@ async fn what_a_body_is_is_seen() {
         (&["--content-encoding=zstd", "--endpoint=receive"], 415, "encoding"),
         (&["--endpoint=upload"], 400, "malformed"),
     ] {
-        let explained = explained(explain(&[args, &["--body", "-ojson", "--cluster=c1"]].concat(), &written).await);
+        let explained = explained(&explain(&[args, &["--body", "-ojson", "--cluster=c1"]].concat(), &written).await);
         let request = &explained["requests"][0];
         assert_eq!(
             (request["status"].as_u64(), request["reason"].as_str()),
@@ -532,7 +532,7 @@ async fn a_live_prometheus_is_asked() {
     let flag = format!("--policy={}", policy.path().display());
     let federate = format!("--from={}", prometheus.url("/federate"));
     let args = [&federate, "--match=up", "--match", "{__name__=\"down\"}", &flag, "-ojson"];
-    let explained_federation = explained(explain(&args, b"").await);
+    let explained_federation = explained(&explain(&args, b"").await);
     let told: Vec<_> = listed(&explained_federation)
         .iter()
         .map(|series| (series["labels"]["__name__"].as_str().unwrap(), series["outcome"].as_str().unwrap()))
@@ -541,7 +541,7 @@ async fn a_live_prometheus_is_asked() {
     assert_eq!(listed(&explained_federation)[1]["labels"]["replica"], "a");
 
     let metrics = format!("--from={}", prometheus.url("/metrics"));
-    let own = explained(explain(&[&metrics, "--external-label=_id=c1", "-ojson"], b"").await);
+    let own = explained(&explain(&[&metrics, "--external-label=_id=c1", "-ojson"], b"").await);
     assert!(own["totals"]["kept"]["series"].as_u64().unwrap() > 100, "{}", own["totals"]);
 
     let missing = format!("--from={}", prometheus.url("/api/v1/nothing"));
@@ -603,7 +603,7 @@ async fn a_server_may_speak_tls() {
     let port = world.gateway.internal_address().rsplit(':').next().unwrap().to_owned();
     let from = format!("--from=https://localhost:{port}/metrics");
     let ca = format!("--from-ca-file={}", trusted.path().display());
-    let told = explained(explain(&[&from, &ca, "--external-label=_id=c1", "-ojson"], b"").await);
+    let told = explained(&explain(&[&from, &ca, "--external-label=_id=c1", "-ojson"], b"").await);
     assert!(told["totals"]["kept"]["series"].as_u64().unwrap() > 20, "{}", told["totals"]);
     failed(&explain(&[&from], b"").await, 69, "invalid peer certificate");
     failed(
@@ -779,7 +779,7 @@ async fn explain<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> Exit {
 
 /// What it said in JSON, be it good or bad.
 #[track_caller]
-fn explained(exit: Exit) -> Value {
+fn explained(exit: &Exit) -> Value {
     assert!(matches!(exit.code(), 0 | 1) && exit.stderr.is_empty(), "{exit:?}");
     let told: Value = serde_json::from_str(&exit.stdout).unwrap();
     let refused = told["requests"].as_array().unwrap().iter().any(|request| request["answer"].is_string());
