@@ -115,6 +115,29 @@ async fn every_flag_is_printed_with_its_value_or_its_default() {
     }
 }
 
+/// Who gives each flag the value that is shown as its default has the configuration of who gives none.
+#[tokio::test]
+async fn the_defaults_that_are_shown_are_those_in_force() {
+    let default = printed(&[]).await;
+    let given = default["flags"].as_object().unwrap().iter().filter_map(|(name, value)| match value {
+        // What is nothing without another flag.
+        _ if name.starts_with("redis-") || name.starts_with("limit-receive-requests-") => None,
+        Value::String(text) => Some(format!("--{name}={text}")),
+        Value::Number(number) => Some(format!("--{name}={number}")),
+        _ => None,
+    });
+    let given: Vec<_> = given.collect();
+    assert!(given.len() > 20, "{given:?}");
+    let given: Vec<_> = given.iter().map(String::as_str).collect();
+    let with_all = printed(&given).await;
+    assert_eq!(with_all["policy"]["upload"], default["policy"]["upload"]);
+    assert_eq!(with_all["policy"]["tenants"], default["policy"]["tenants"]);
+    // A rate of 0 is a limit that is said: to be none.
+    let mut receive = default["policy"]["receive"].clone();
+    receive["limits"]["sample_rate"] = json!({ "per_second": 0.0 });
+    assert_eq!(with_all["policy"]["receive"], receive);
+}
+
 const POLICY: &str = "
 upload:
   allowlist: [up, '{__name__=~\"cluster:.+\"}']
