@@ -1,6 +1,6 @@
 //! `infogw-proxy explain`: what the policy makes of series, each by itself, and of the request that they come in.
 //!
-//! The request goes through the [layers of the gateway](stack), so that the answer is the one its sender would hear. What becomes of
+//! The request goes through the layers of the [gateway](crate::stack), so that the answer is the one its sender would hear. What becomes of
 //! each series is what [`LabelPolicy::explain`](infogw_layers::enforce::LabelPolicy::explain) says, by which the gateway decides, too.
 
 mod fetch;
