@@ -342,7 +342,7 @@ async fn scripts_read_json() {
             "forwarded": one,
             "status": 400,
             "reason": "cluster_label",
-            "layer": "EnforceLabelsLayer",
+            "layer": "enforce_labels",
             "answer": answer,
             "unread": null,
         }],

@@ -9,9 +9,11 @@ use std::{
 
 use infogw_layers::{
     decode::DecodeError,
+    describe,
     enforce::{Explained, selector},
     policy::Endpoint,
     rate_limit::Quota,
+    rejection::Rejection,
 };
 use serde::{Serialize, Serializer};
 
@@ -77,7 +79,7 @@ struct RequestReport {
     status: u16,
     /// Why it, or series in it, are refused: the reason, the layer, and the line that the sender reads.
     reason: Option<&'static str>,
-    layer: Option<&'static str>,
+    layer: Option<String>,
     answer: Option<String>,
     /// Why not all its series could be explained.
     unread: Option<String>,
@@ -302,7 +304,7 @@ impl<'s> Report<'s> {
             forwarded,
             status: answer.status.as_u16(),
             reason: rejection.as_ref().map(|rejection| rejection.reason().as_str()),
-            layer: rejection.as_ref().and_then(|rejection| rejection.layer()),
+            layer: rejection.as_ref().and_then(Rejection::layer).map(describe::label),
             answer: line,
             unread: unread.map(|error| error.to_string()),
         });

@@ -194,3 +194,14 @@ fn ids_are_text() {
         assert!(read(&format!("tenants: {{receive: '{number}'}}")).is_ok());
     }
 }
+
+/// What the README shows is a policy.
+#[test]
+fn the_readme_shows_a_policy() {
+    let readme = include_str!("../../../README.md");
+    let (_, section) = readme.split_once("\n## Policy\n").unwrap();
+    let (_, block) = section.split_once("```yaml\n").unwrap();
+    let (text, _) = block.split_once("```").unwrap();
+    let policy = read_with(PolicyFlags::default(), "http://localhost/{tenant}/receive", text).unwrap();
+    assert_eq!((policy.overrides(), policy.rules()), (5, [0, 2]));
+}
