@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -129,6 +133,38 @@ async fn the_layers_inside_find_what_holds() {
 
     policy.replace(Policy::new(common(), common()));
     assert_eq!(ask(&policy, &clock, "c1").await.unwrap(), (20_000, true, None), "from the next request on");
+}
+
+/// Freeing a million overrides takes long, and no request waits for that.
+#[test]
+fn an_old_policy_is_freed_by_whoever_replaces_it_not_by_a_request_that_looks_something_up() {
+    let made = || {
+        let settings = Arc::new([limit(Size::Series, 10)]);
+        let mut overrides = Overrides::default();
+        overrides.cluster("c1", Arc::clone(&settings) as Arc<[_]>);
+        (Policy::new(common(), common()).overrides(overrides), Arc::downgrade(&settings))
+    };
+    let (first, mut old) = made();
+    let (policy, done) = (LivePolicy::new(first), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let clock = ManualClock::new();
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(runtime.block_on(ask(&policy, &clock, "c1")).unwrap().0, 10);
+                }
+            });
+        }
+        let mut outlived = 0;
+        for _ in 0..3_000 {
+            let (next, its) = made();
+            policy.replace(next);
+            outlived += usize::from(std::mem::replace(&mut old, its).strong_count() > 0);
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(outlived, 0, "freed before it was replaced for good");
+    });
 }
 
 #[tokio::test]

@@ -55,6 +55,8 @@ mod terms;
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    thread,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -75,6 +77,11 @@ pub use quotas::{RequestQuota, SampleQuota};
 pub use terms::{Denial, Exempt, Setting, Size, Tenant, Terms};
 
 const NAME: &str = "PolicyLayer";
+
+/// How long a lookup takes at most, of a thread that has to wait for a processor.
+const LOOKUP: Duration = Duration::from_millis(1);
+/// After this many whoever still holds an old policy looks nothing up.
+const LOOKUPS: usize = 1_000;
 
 /// What holds for everyone at each endpoint, and what holds for some instead.
 #[derive(Debug)]
@@ -131,11 +138,22 @@ impl LivePolicy {
     }
 
     /// Puts `policy` in force. What was counted under the old one counts on.
+    ///
+    /// Frees the old one before it returns, which takes long for one of many overrides, and waits for the lookups in it that are
+    /// under way: no request is ever the one that frees it. So call this where it is no harm to block.
     pub fn replace(&self, policy: impl Into<Arc<Policy>>) {
-        self.0.store(policy.into());
+        let mut old = self.0.swap(policy.into());
+        for _ in 0..LOOKUPS {
+            match Arc::try_unwrap(old) {
+                Ok(old) => return drop(old),
+                Err(held) => old = held,
+            }
+            #[expect(clippy::disallowed_methods, reason = "where blocking is no harm, as it says above")]
+            thread::sleep(LOOKUP);
+        }
     }
 
-    /// The policy in force.
+    /// The policy in force. Whoever keeps it longer than a second after it was replaced is the one that frees it.
     pub fn load(&self) -> Arc<Policy> {
         self.0.load_full()
     }

@@ -29,16 +29,16 @@ pub struct Overrides {
 }
 
 /// Ids are the operator's; hashed with random keys all the same, since requests bring others.
-type Table = HashMap<Box<str>, Arc<[(Endpoint, Setting)]>, foldhash::fast::RandomState>;
+type Table = HashMap<Arc<str>, Arc<[(Endpoint, Setting)]>, foldhash::fast::RandomState>;
 
 impl Overrides {
     /// For the account `id`, in place of what was there.
-    pub fn account(&mut self, id: impl Into<Box<str>>, settings: impl Into<Arc<[(Endpoint, Setting)]>>) {
+    pub fn account(&mut self, id: impl Into<Arc<str>>, settings: impl Into<Arc<[(Endpoint, Setting)]>>) {
         self.accounts.insert(id.into(), settings.into());
     }
 
     /// For the cluster `id`, in place of what was there.
-    pub fn cluster(&mut self, id: impl Into<Box<str>>, settings: impl Into<Arc<[(Endpoint, Setting)]>>) {
+    pub fn cluster(&mut self, id: impl Into<Arc<str>>, settings: impl Into<Arc<[(Endpoint, Setting)]>>) {
         self.clusters.insert(id.into(), settings.into());
     }
 

@@ -140,7 +140,7 @@ impl<'d> Checker<'d> {
     fn labels(&mut self, set: Option<&At<Labels>>, elide: Option<&Vec<At<LabelName>>>) {
         let Some(At { value: set, place }) = set else { return };
         let place = self.sources.place(place);
-        for (name, value) in set {
+        for (name, value) in set.iter() {
             let elided = elide.and_then(|names| names.iter().find(|elided| elided.value == *name));
             if let Some(elided) = elided {
                 let elided = self.sources.place(&elided.place);

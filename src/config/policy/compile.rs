@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use foldhash::fast::RandomState;
 use infogw_layers::{
     authorize::Writes,
     decode::DecodeLimits,
@@ -45,12 +46,20 @@ pub(super) fn compile(document: &Document, subject: &Subject) -> Result<Policy, 
 
     let mut overrides = Overrides::default();
     let written = document.overrides.clone().unwrap_or_default();
+    overrides.reserve(
+        ids(written.accounts.as_ref()).len().max(ids(tenants.accounts.as_ref()).len()),
+        ids(written.clusters.as_ref()).len().max(ids(tenants.clusters.as_ref()).len()),
+    );
     compiler.each(written.accounts.as_ref(), tenants.accounts.as_ref(), |id, all| overrides.account(id, all))?;
     compiler.each(written.clusters.as_ref(), tenants.clusters.as_ref(), |id, all| overrides.cluster(id, all))?;
     Ok(Policy::new(upload, receive).overrides(overrides))
 }
 
 type Settings = Arc<[(Endpoint, Setting)]>;
+
+fn ids<V>(of: Option<&ById<V>>) -> &[(Arc<str>, Arc<V>)] {
+    of.map_or(&[], |of| &of.0)
+}
 
 struct Compiler<'d> {
     subject: &'d Subject,
@@ -64,15 +73,16 @@ impl Compiler<'_> {
         &mut self,
         overrides: Option<&ById<Override>>,
         tenants: Option<&ById<Tenant>>,
-        mut add: impl FnMut(Box<str>, Settings),
+        mut add: impl FnMut(Arc<str>, Settings),
     ) -> Result<(), PolicyError> {
-        let overrides = overrides.map_or(&[][..], |overrides| &overrides.0);
-        let mut tenants = tenants.map_or(&[][..], |tenants| &tenants.0);
+        let (overrides, mut tenants) = (ids(overrides), ids(tenants));
         // By their address: equal ones are one.
-        let mut compiled: HashMap<(*const Override, *const Tenant), Settings> = HashMap::new();
+        let mut compiled: HashMap<(*const Override, *const Tenant), Settings, RandomState> = HashMap::default();
         let mut settings = |this: &mut Self, own: Option<&Arc<Override>>, tenant: Option<&Arc<Tenant>>| {
             let key = (own.map_or(std::ptr::null(), Arc::as_ptr), tenant.map_or(std::ptr::null(), Arc::as_ptr));
-            if let Some(known) = compiled.get(&key) {
+            let shared = own.is_none_or(|own| Arc::strong_count(own) > 1)
+                && tenant.is_none_or(|tenant| Arc::strong_count(tenant) > 1);
+            if shared && let Some(known) = compiled.get(&key) {
                 return Ok(Arc::clone(known));
             }
             let mut all = Vec::new();
@@ -84,7 +94,9 @@ impl Compiler<'_> {
                 all.extend(Endpoint::ALL.map(|endpoint| (endpoint, tenant.clone())));
             }
             let all = Settings::from(all);
-            compiled.insert(key, Arc::clone(&all));
+            if shared {
+                compiled.insert(key, Arc::clone(&all));
+            }
             Ok(all)
         };
         // Both are sorted.
@@ -117,7 +129,7 @@ impl Compiler<'_> {
                 WritesFor::Any => Writes::Any,
                 WritesFor::Clusters(clusters) if clusters.is_empty() => Writes::Own,
                 WritesFor::Clusters(clusters) => {
-                    Writes::Also(Arc::new(clusters.iter().map(|cluster| cluster.0.clone()).collect()))
+                    Writes::Also(Arc::new(clusters.iter().map(|cluster| (&*cluster.0).into()).collect()))
                 }
             })
         }));

@@ -12,7 +12,7 @@ use infogw_layers::enforce::ClusterLabelCheck;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
+    de::{Error as _, MapAccess, Visitor},
 };
 
 use super::schema;
@@ -331,7 +331,7 @@ whole!(Vec<ExemptFrom>, Denied, WritesFor);
 
 /// What is said of each id, sorted by it. Equal values are kept once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ById<V>(pub Arc<[(Box<str>, Arc<V>)]>, Places);
+pub struct ById<V>(pub Arc<[(Arc<str>, Arc<V>)]>, Places);
 
 /// Lines and columns in the policy file, of which there may be many. Whatever they are, they make no difference.
 #[derive(Debug, Clone, Default)]
@@ -352,7 +352,7 @@ impl Hash for Places {
 impl<V> ById<V> {
     #[cfg(test)]
     pub(super) fn of(entries: std::collections::BTreeMap<Box<str>, V>) -> Self {
-        ById(entries.into_iter().map(|(id, value)| (id, Arc::new(value))).collect(), Places::default())
+        ById(entries.into_iter().map(|(id, value)| (id.into(), Arc::new(value))).collect(), Places::default())
     }
 
     /// Where the id at `index` stands.
@@ -381,20 +381,26 @@ impl<'de, V: Deserialize<'de> + Eq + Hash> Deserialize<'de> for ById<V> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ById<V>, A::Error> {
-                let (mut entries, mut values) = (Vec::new(), HashSet::new());
+                let mut entries = Vec::new();
+                let mut values = HashSet::with_hasher(foldhash::fast::RandomState::default());
                 while let Some((At { value: Id(id), place }, value)) = map.next_entry::<At<Id>, V>()? {
-                    let value = Arc::new(value);
-                    let known = values.get(&value).map(Arc::clone);
-                    let value = known.unwrap_or_else(|| {
-                        values.insert(Arc::clone(&value));
-                        value
-                    });
+                    let value = match values.get(&value) {
+                        Some(known) => Arc::clone(known),
+                        None => {
+                            let value = Arc::new(value);
+                            values.insert(Arc::clone(&value));
+                            value
+                        }
+                    };
                     let place =
                         (place.line.try_into().unwrap_or(u32::MAX), place.column.try_into().unwrap_or(u32::MAX));
                     entries.push(((id, value), place));
                 }
-                // That none stands there twice is the reader's to see.
                 entries.sort_unstable_by(|((one, _), _), ((other, _), _)| one.cmp(other));
+                // Where it stands is told by who reads with care.
+                if entries.windows(2).any(|two| matches!(two, [((one, _), _), ((other, _), _)] if one == other)) {
+                    return Err(A::Error::custom("an id stands there twice"));
+                }
                 let (entries, places): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
                 Ok(ById(entries.into(), Places(places.into())))
             }
@@ -406,7 +412,7 @@ impl<'de, V: Deserialize<'de> + Eq + Hash> Deserialize<'de> for ById<V> {
 
 impl<V: Serialize> Serialize for ById<V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(id, value)| (id, &**value)))
+        serializer.collect_map(self.0.iter().map(|(id, value)| (&**id, &**value)))
     }
 }
 

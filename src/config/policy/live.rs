@@ -69,14 +69,15 @@ impl GatewayPolicy {
         let (sources, policy) = (sources.clone(), self.clone());
         self.files.follow(
             tasks,
-            move || sources.read(),
-            move |read| {
-                let status = read.map(|read| {
-                    let status = PolicyStatus::from(&read);
-                    policy.live.replace(read.policy);
-                    policy.status.store(Arc::new(status.clone()));
-                    status
-                });
+            // In here, where blocking is no harm: freeing the old one takes its time.
+            move || {
+                let read = sources.read()?;
+                let status = PolicyStatus::from(&read);
+                policy.live.replace(read.policy);
+                policy.status.store(Arc::new(status.clone()));
+                Ok(status)
+            },
+            move |status| {
                 match &status {
                     Ok(PolicyStatus { hash, rules: [upload, receive], overrides }) => {
                         tracing::info!(

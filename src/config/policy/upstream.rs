@@ -19,7 +19,11 @@ const TENANT: &str = "{tenant}";
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Upstream {
-    pub(in super::super) fn new(flag: &str, template: &str) -> Result<Self, ConfigError> {
+    /// The one at `template`, which `flag` gives.
+    ///
+    /// # Errors
+    /// What is no URL, or has braces where a tenant cannot stand.
+    pub fn new(flag: &str, template: &str) -> Result<Self, ConfigError> {
         let uri = url_of(flag, &template.replace(TENANT, "tenant"))?;
         let (_, after_scheme) = template.split_once("://").unwrap_or_default();
         let authority = after_scheme.split(['/', '?']).next().unwrap_or_default();

@@ -6,6 +6,7 @@ use std::{
     fmt,
     hash::{Hash, Hasher},
     num::NonZeroU32,
+    ops::Deref,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -180,7 +181,50 @@ text!(
 );
 
 /// Labels with their values.
-pub type Labels = BTreeMap<LabelName, String>;
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(transparent)]
+pub struct Labels(BTreeMap<LabelName, String>);
+
+impl Deref for Labels {
+    type Target = BTreeMap<LabelName, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl FromIterator<(LabelName, String)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (LabelName, String)>>(labels: I) -> Self {
+        Labels(labels.into_iter().collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Labels;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("labels with their values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
+                let mut labels = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<LabelName, String>()? {
+                    if let Some(value) = labels.insert(name, value) {
+                        return Err(A::Error::custom(format!("a label is there twice, once with `{value}`")));
+                    }
+                }
+                Ok(Labels(labels))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
 
 /// A time between two requests; none is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -221,7 +265,7 @@ text!(
 
 /// The id of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id(pub Box<str>);
+pub struct Id(pub Arc<str>);
 
 text!(
     Id,

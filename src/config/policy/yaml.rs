@@ -1,6 +1,6 @@
 //! A policy file's text.
 
-use serde_saphyr::{Error, SnippetMode, UserMessageFormatter};
+use serde_saphyr::{DuplicateKeyPolicy, Error, MergeKeyPolicy, SnippetMode, UserMessageFormatter};
 
 use super::{
     PolicyError,
@@ -17,6 +17,13 @@ pub(super) fn read(text: &str) -> Result<Document, PolicyError> {
         // Whoever writes policies may write large ones. What aliases stand for is bounded all the same.
         budget: None,
     };
+    // Most files are right and merge nothing, so nobody need remember all their keys to merge them, or to tell where one stands
+    // twice: that it does is seen by each type that has keys. What cannot be read so is read with care.
+    let mut quick = options.clone();
+    (quick.duplicate_keys, quick.merge_keys) = (DuplicateKeyPolicy::PassThrough, MergeKeyPolicy::Error);
+    if let Ok(Some(document)) = serde_saphyr::from_str_with_options(text, quick) {
+        return Ok(document);
+    }
     match serde_saphyr::from_str_with_options::<Option<Document>>(text, options) {
         Ok(Some(document)) => Ok(document),
         // A file that is empty is one that somebody is writing, or forgot to.

@@ -329,7 +329,7 @@ fn at<T: Clone + std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strat
 }
 
 fn labels(shortest: usize) -> impl Strategy<Value = Option<At<Labels>>> {
-    option::of(at(btree_map(label_name(), text(shortest), 0..3)))
+    option::of(at(btree_map(label_name(), text(shortest), 0..3).prop_map(Labels::from_iter)))
 }
 
 fn rules() -> impl Strategy<Value = Option<At<Vec<At<Rule>>>>> {
@@ -447,7 +447,7 @@ fn overridden() -> BoxedStrategy<Override> {
         because.prop_map(|(reason, until)| Denied::Because { reason: reason.into(), until })
     ]);
     let exempt = vec(select(vec![ExemptFrom::Rates, ExemptFrom::Sizes, ExemptFrom::Allowlist]), 0..3);
-    let clusters = vec(id().prop_filter("any", |id| &**id != "*").prop_map(Id), 0..3);
+    let clusters = vec(id().prop_filter("any", |id| &**id != "*").prop_map(|id| Id(id.into())), 0..3);
     let writes_for = option::of(prop_oneof![Just(WritesFor::Any), clusters.prop_map(WritesFor::Clusters)]);
     (option::of(upload()), option::of(receive()), option::of(exempt), denied, writes_for)
         .prop_map(|(upload, receive, exempt, denied, writes_for)| Override {
