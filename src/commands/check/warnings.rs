@@ -371,7 +371,11 @@ fn flatten(prefix: &str, section: Map<String, Value>, said: &mut Said) {
 /// What a document says for all.
 fn said_for_all(document: &Document) -> Said {
     let Document { upload, receive, tenants, overrides: _ } = document;
-    let both = Override { upload: upload.clone(), receive: receive.clone(), ..Override::default() };
+    let both = Override {
+        upload: upload.clone().map(Box::new),
+        receive: receive.clone().map(Box::new),
+        ..Override::default()
+    };
     let mut said = said_in(&both);
     if let Some(Tenants { upload, receive, .. }) = tenants {
         for (key, tenant) in [("tenants.upload", upload), ("tenants.receive", receive)] {

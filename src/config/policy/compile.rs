@@ -122,8 +122,8 @@ impl Compiler<'_> {
 
     fn own(&mut self, own: &Override, all: &mut Vec<(Endpoint, Setting)>) -> Result<(), PolicyError> {
         let (mut upload, mut receive) = (Vec::new(), Vec::new());
-        self.upload(own.upload.as_ref(), &mut upload)?;
-        self.receive(own.receive.as_ref(), &mut receive)?;
+        self.upload(own.upload.as_deref(), &mut upload)?;
+        self.receive(own.receive.as_deref(), &mut receive)?;
         receive.extend(own.writes_for.as_ref().map(|writes_for| {
             Setting::Writes(match writes_for {
                 WritesFor::Any => Writes::Any,

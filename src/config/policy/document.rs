@@ -315,9 +315,9 @@ keys! {
     /// What holds for one account or cluster. Each key replaces the whole of what it is named after.
     Override {
         /// At `/upload`.
-        upload: Upload,
+        upload: Box<Upload>,
         /// At `/metrics/v1/receive`.
-        receive: Receive,
+        receive: Box<Receive>,
         /// Which kinds of limit do not hold for it, whatever they are.
         exempt: Vec<ExemptFrom>,
         /// Why it may not write at all.
@@ -327,7 +327,8 @@ keys! {
     }
 }
 
-whole!(Vec<ExemptFrom>, Denied, WritesFor);
+// Boxed: there may be many of these that say little.
+whole!(Box<Upload>, Box<Receive>, Vec<ExemptFrom>, Denied, WritesFor);
 
 /// What is said of each id, sorted by it. Equal values are kept once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

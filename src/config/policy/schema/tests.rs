@@ -451,8 +451,8 @@ fn overridden() -> BoxedStrategy<Override> {
     let writes_for = option::of(prop_oneof![Just(WritesFor::Any), clusters.prop_map(WritesFor::Clusters)]);
     (option::of(upload()), option::of(receive()), option::of(exempt), denied, writes_for)
         .prop_map(|(upload, receive, exempt, denied, writes_for)| Override {
-            upload,
-            receive,
+            upload: upload.map(Box::new),
+            receive: receive.map(Box::new),
             exempt,
             denied,
             writes_for,
