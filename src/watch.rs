@@ -174,7 +174,7 @@ impl Followed {
         &self,
         tasks: &mut JoinSet<()>,
         read: impl Fn() -> Result<T, E> + Clone + Send + 'static,
-        tell: impl Fn(Result<T, E>) + Send + 'static,
+        tell: impl Fn(Result<T, String>) + Send + 'static,
     ) {
         let mut files = self.files.clone();
         let Some(mut asked) = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
@@ -193,30 +193,24 @@ impl Followed {
                         None => return,
                     },
                 }
+                // Somebody may ask in the middle of a writing.
+                settle(&paths).await;
                 // One reading for all who have asked before it.
                 while let Ok(asker) = asked.try_recv() {
                     askers.push(asker);
                 }
-                // One may have come to be a pipe meanwhile, and would hold up all that is to be read after it.
-                let outcome = if let Some(path) = irregular(&paths) {
-                    let path = path.display();
-                    tracing::warn!(%path, "this is not a regular file, and is not read until it is");
-                    Err(format!("{path} is not a regular file"))
-                } else {
-                    match spawn_blocking(read.clone()).await {
-                        Ok(result) => {
-                            let outcome = result.as_ref().map(|_| ()).map_err(ToString::to_string);
-                            tell(result);
-                            outcome
-                        }
-                        Err(error) if error.is_panic() => {
-                            tracing::error!("reading changed files failed; the old ones stay");
-                            Err("reading changed files failed".to_owned())
-                        }
+                let read = match irregular(&paths) {
+                    // One may have come to be a pipe meanwhile, and would hold up all that is to be read after it.
+                    Some(path) => Err(format!("{} is not a regular file", path.display())),
+                    None => match spawn_blocking(read.clone()).await {
+                        Ok(read) => read.map_err(|error| error.to_string()),
+                        Err(error) if error.is_panic() => Err("reading changed files failed".to_owned()),
                         // The runtime is ending.
                         Err(_) => return,
-                    }
+                    },
                 };
+                let outcome = read.as_ref().map(|_| ()).map_err(Clone::clone);
+                tell(read);
                 for asker in askers {
                     // Not everybody waits.
                     let _ = asker.send(outcome.clone());
@@ -239,6 +233,17 @@ fn watcher(paths: &[PathBuf], told: Arc<Notify>) -> notify::Result<RecommendedWa
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
     }
     Ok(watcher)
+}
+
+/// Waits until nothing was written to the files for a while, unless that takes too long.
+async fn settle(paths: &[PathBuf]) {
+    for _ in 0..SETTLING {
+        let age = |path: &PathBuf| std::fs::metadata(path).ok()?.modified().ok()?.elapsed().ok();
+        match paths.iter().filter_map(age).min() {
+            Some(age) if age < SETTLE => sleep(SETTLE - age).await,
+            _ => return,
+        }
+    }
 }
 
 /// The first that is there and is not a regular file.

@@ -364,6 +364,30 @@ async fn what_was_taken_stays_taken_when_limits_change() {
     assert_eq!(statuses("c2", 1).await, [429]);
     governed.replace(&policy(3)).await;
     assert_eq!(statuses("c1", 1).await, [429]);
+
+    // Of another rate, what stays is the time until it is earned back, at most that of the new burst.
+    let rate =
+        |per_second: &str| format!("receive: {{limits: {{request_rate: {{per_second: {per_second}, burst: 3}}}}}}");
+    governed.replace(&rate("0.1")).await;
+    let refused = governed.receive("c1", vec![named("up", "c1")]).await.expect_status(429);
+    assert!(refused.retry_after().is_some_and(|wait| wait <= 15), "{refused:?}");
+    assert_eq!(statuses("c3", 2).await, [200, 200]);
+    governed.replace(&rate("0.001")).await;
+    assert_eq!(statuses("c3", 3).await, [200, 200, 429], "the twenty seconds that it owed stay twenty seconds");
+}
+
+/// A pipe in the file's place would hold up whoever reads it.
+#[tokio::test]
+async fn what_is_no_file_is_not_read_and_told() {
+    let governed = Governed::by("receive: {allowlist: [up]}", &[]).await;
+    fs::remove_file(&governed.file).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&governed.file).status().unwrap();
+    assert!(made.success());
+    let refused = governed.reload().await.expect_status(500);
+    assert!(refused.text().contains("is not a regular file"), "{refused:?}");
+    assert_eq!(governed.metric("infogw_policy_last_reload_successful").await, 0.0);
+    assert!(governed.metric("infogw_policy_reloads_total{result=\"error\"}").await >= 1.0);
+    assert_eq!(governed.passes("c1", &["up", "down"]).await, [r#"up{_id="c1"}"#]);
 }
 
 /// What a policy called `name` makes of a request, throughout the stack: which series pass, what is set on them, whose they become.

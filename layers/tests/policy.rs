@@ -92,6 +92,30 @@ fn what_is_exempt_is_so_whatever_else_is_said() {
     assert!(terms.sample_quota.is_some() && terms.limits.series == 20_000);
 }
 
+/// Each key by itself: a limit of the cluster goes over what its account is exempt from, and over nothing else.
+#[test]
+fn a_limit_of_the_cluster_goes_over_what_its_account_is_exempt_from() {
+    let quota = Quota::one_per(Duration::from_secs(1000));
+    let all = Exempt { rates: true, sizes: true, allowlist: true };
+    let at = |setting| (Endpoint::Receive, setting);
+    let mut overrides = Overrides::default();
+    overrides.account("a1", [at(Setting::Exempt(all)), at(Setting::SampleQuota(quota)), limit(Size::Labels, 7)]);
+    overrides.cluster("c1", [at(Setting::RequestQuota(quota)), limit(Size::Series, 5)]);
+    overrides.cluster("c2", [at(Setting::Exempt(Exempt::default()))]);
+    let policy = Policy::new(common(), common()).overrides(overrides);
+    let of = |cluster| {
+        let terms = policy.terms(Endpoint::Receive, &sender(cluster, Some("a1")));
+        (terms.request_quota, terms.sample_quota, terms.limits.series, terms.limits.labels)
+    };
+    assert_eq!(of("c1"), (quota, None, 5, usize::MAX));
+    assert_eq!(
+        of("c2"),
+        (common().request_quota, quota, 20_000, 7),
+        "exempt from nothing, so its account's limits hold"
+    );
+    assert_eq!(of("c3").0, None);
+}
+
 /// What a service inside finds in the extensions.
 type Found = (usize, bool, Option<HeaderValue>);
 
@@ -177,8 +201,15 @@ async fn who_is_denied_hears_why_and_until_when() {
     overrides.cluster("until", [(Endpoint::Receive, denied(Some(until)))]);
     overrides.cluster("over", [(Endpoint::Receive, denied(Some(clock.now())))]);
     overrides.cluster("forgiven", [(Endpoint::Receive, denied(None)), (Endpoint::Receive, Setting::Denial(None))]);
+    // What has run out says nothing: what was said before it counts again.
+    let over = || denied(Some(clock.now()));
+    overrides.cluster("again", [(Endpoint::Receive, denied(None)), (Endpoint::Receive, over())]);
+    let beyond = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40));
+    overrides.cluster("beyond", [(Endpoint::Receive, denied(beyond))]);
     let policy = LivePolicy::new(Policy::new(common(), common()).overrides(overrides));
     for (cluster, detail) in [
+        ("again", "cluster `again` may not write here, for good: unpaid since May"),
+        ("beyond", "cluster `beyond` may not write here, for good: unpaid since May"),
         ("forever", "cluster `forever` may not write here, for good: unpaid since May"),
         ("until", "cluster `until` may not write here, until 2100-01-01T00:00:00Z: unpaid since May"),
     ] {

@@ -69,7 +69,7 @@ impl ClientInfoFile {
     /// Follows the file in one of `tasks`: what it says is put in force; if it is broken, that is logged and the old one stays.
     pub fn follow(&self, tasks: &mut JoinSet<()>, metrics: &'static IdentityMetrics) {
         let file = self.clone();
-        let tell = |reloaded: Result<bool, ConfigError>| {
+        let tell = |reloaded: Result<bool, String>| {
             // Before the log line: whoever has read that finds it counted.
             metrics.reloaded(&reloaded);
             match &reloaded {
@@ -78,7 +78,7 @@ impl ClientInfoFile {
                 Err(error) => tracing::error!(%error, "the client-info data were not reloaded; the old ones stay"),
             }
         };
-        self.followed.follow(tasks, move || Ok(file.headers.replace(read(&file.path)?)), tell);
+        self.followed.follow(tasks, move || read(&file.path).map(|read| file.headers.replace(read)), tell);
     }
 
     /// The files, to be read again when somebody asks.

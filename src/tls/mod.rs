@@ -118,9 +118,9 @@ impl<S: Source> Live<S> {
         let read = move || {
             let Loaded { config, not_after } = source.load()?;
             current.store(Arc::new(config));
-            Ok(not_after)
+            Ok::<_, TlsError>(not_after)
         };
-        self.followed.follow(tasks, read, move |reloaded: Result<Option<UnixTime>, TlsError>| match reloaded {
+        self.followed.follow(tasks, read, move |reloaded: Result<Option<UnixTime>, String>| match reloaded {
             Ok(not_after) => {
                 metrics.reloaded();
                 tracing::info!(certificate, "reloaded the TLS files");

@@ -120,10 +120,15 @@ impl Policy {
     /// What holds for `identity` at `endpoint`: what is said of its cluster over what is said of its account over what is common.
     pub fn terms(&self, endpoint: Endpoint, identity: &Identity) -> Arc<Terms> {
         let common = self.common(endpoint);
-        match self.overrides.find(endpoint, identity) {
-            None => Arc::clone(common),
-            Some(settings) => Arc::new(common.with(settings)),
-        }
+        let Some(said) = self.overrides.find(identity) else { return Arc::clone(common) };
+        let here = said.map(|settings| settings.iter().filter(|(at, _)| *at == endpoint).map(|(_, setting)| setting));
+        let [account, cluster] = here;
+        let is_exemption = |setting: &&Setting| matches!(setting, Setting::Exempt(_));
+        let own_exemption = cluster.clone().any(|setting| is_exemption(&setting));
+        let mut terms = Terms::clone(common);
+        terms.apply(account.filter(|setting| !own_exemption || !is_exemption(setting)));
+        terms.apply(cluster);
+        Arc::new(terms)
     }
 }
 
@@ -203,7 +208,11 @@ impl<K: Clock> PolicyLayer<K> {
         };
         // Held for the lookup only: what it found outlives the policy.
         let terms = self.policy.0.load().terms(self.endpoint, identity);
-        match terms.denial.as_ref().filter(|denial| denial.holds(self.clock.now())) {
+        if terms.denials.is_empty() {
+            return Ok(terms);
+        }
+        let now = self.clock.now();
+        match terms.denials.iter().rev().find(|denial| denial.holds(now)) {
             None => Ok(terms),
             Some(denial) => Err(denial.rejection(identity)),
         }

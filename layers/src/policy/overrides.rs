@@ -58,19 +58,14 @@ impl Overrides {
         self.len() == 0
     }
 
-    /// The settings for `identity` at `endpoint`, its account's before its cluster's.
-    pub(super) fn find<'o>(
-        &'o self,
-        endpoint: Endpoint,
-        identity: &Identity,
-    ) -> Option<impl Iterator<Item = &'o Setting> + use<'o>> {
+    /// What is said of the account of `identity`, and what of its cluster; none if nothing is.
+    pub(super) fn find(&self, identity: &Identity) -> Option<[&[(Endpoint, Setting)]; 2]> {
         let account = identity.account.as_deref().filter(|_| !self.accounts.is_empty());
         let account = account.and_then(|account| self.accounts.get(account));
         let cluster = self.clusters.get(identity.cluster.as_str());
         if account.is_none() && cluster.is_none() {
             return None;
         }
-        let both = account.into_iter().chain(cluster).flat_map(|settings| settings.iter());
-        Some(both.filter(move |(at, _)| *at == endpoint).map(|(_, setting)| setting))
+        Some([account, cluster].map(|settings| settings.map_or(&[][..], |settings| &**settings)))
     }
 }

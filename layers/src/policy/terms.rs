@@ -1,4 +1,7 @@
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderValue, Uri};
 
@@ -26,8 +29,8 @@ pub struct Terms {
     pub token_labels: LabelPairs,
     /// Where it writes; none is the upstream's own default.
     pub tenant: Option<Arc<Tenant>>,
-    /// It may not come at all.
-    pub denial: Option<Arc<Denial>>,
+    /// Why it may not come at all. The last one that still holds counts.
+    pub denials: Vec<Arc<Denial>>,
 }
 
 impl Terms {
@@ -40,29 +43,33 @@ impl Terms {
             sample_quota: None,
             token_labels: Arc::default(),
             tenant: None,
-            denial: None,
+            denials: Vec::new(),
         }
     }
 
-    /// These terms with `settings`, the later ones over the earlier. What is exempt is so whatever else they say.
+    /// These terms with `settings`, the later ones over the earlier. What they exempt from does not hold, whatever else they say.
     #[must_use]
     pub fn with<'s>(&self, settings: impl IntoIterator<Item = &'s Setting>) -> Self {
         let mut terms = self.clone();
+        terms.apply(settings);
+        terms
+    }
+
+    pub(super) fn apply<'s>(&mut self, settings: impl IntoIterator<Item = &'s Setting>) {
         let mut exempt = Exempt::default();
         for setting in settings {
-            terms.set(setting, &mut exempt);
+            self.set(setting, &mut exempt);
         }
         if exempt.rates {
-            (terms.request_quota, terms.sample_quota) = (None, None);
+            (self.request_quota, self.sample_quota) = (None, None);
         }
         if exempt.sizes {
-            let unrepeatable = terms.limits.unrepeatable.clone();
-            terms.limits = Arc::new(DecodeLimits { unrepeatable, ..UNLIMITED });
+            let unrepeatable = self.limits.unrepeatable.clone();
+            self.limits = Arc::new(DecodeLimits { unrepeatable, ..UNLIMITED });
         }
         if exempt.allowlist {
-            Arc::make_mut(&mut terms.labels).allowlist = None;
+            Arc::make_mut(&mut self.labels).allowlist = None;
         }
-        terms
     }
 
     /// What several settings share is copied once.
@@ -85,7 +92,8 @@ impl Terms {
             Setting::SampleQuota(quota) => self.sample_quota = *quota,
             Setting::Limit(size, limit) => *size.of(Arc::make_mut(&mut self.limits)) = *limit,
             Setting::Tenant(tenant) => self.tenant = Some(Arc::clone(tenant)),
-            Setting::Denial(denial) => self.denial.clone_from(denial),
+            Setting::Denial(None) => self.denials.clear(),
+            Setting::Denial(Some(denial)) => self.denials.push(Arc::clone(denial)),
             Setting::Exempt(kinds) => *exempt = *kinds,
         }
     }
@@ -139,7 +147,7 @@ pub enum Setting {
     Limit(Size, usize),
     /// Where it writes.
     Tenant(Arc<Tenant>),
-    /// Whether it may come at all.
+    /// Why it may not come at all; none takes back what was said before.
     Denial(Option<Arc<Denial>>),
     /// What does not hold for it.
     Exempt(Exempt),
@@ -178,7 +186,7 @@ impl Size {
     }
 }
 
-/// Which kinds of limit do not hold for somebody.
+/// Which kinds of limit do not hold for somebody, save for those that are said of it more specifically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Exempt {
     /// Quotas.
@@ -210,7 +218,10 @@ pub struct Denial {
 impl Denial {
     /// What the sender is told.
     pub(super) fn rejection(&self, identity: &Identity) -> Rejection {
-        let until = self.until.map_or_else(
+        // What lies behind the year 9999 has no RFC 3339.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        let until = self.until.filter(|until| *until <= last);
+        let until = until.map_or_else(
             || "for good".to_owned(),
             |until| format!("until {}", humantime::format_rfc3339_seconds(until)),
         );

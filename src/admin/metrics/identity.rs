@@ -4,7 +4,7 @@ use infogw_layers::observe::Observe;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::{each, register};
-use crate::{config::ConfigError, identity::Source};
+use crate::identity::Source;
 
 /// Metrics of identity.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl IdentityMetrics {
     }
 
     /// Counts one reading of the file; one that found nothing new is none.
-    pub fn reloaded(&self, reloaded: &Result<bool, ConfigError>) {
+    pub fn reloaded<E>(&self, reloaded: &Result<bool, E>) {
         let [success, error] = &self.reloads;
         match reloaded {
             Ok(true) => success.inc(),

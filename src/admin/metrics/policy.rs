@@ -80,7 +80,8 @@ struct Info {
 
 impl Info {
     fn new() -> Result<Self, prometheus::Error> {
-        let opts = Opts::new("infogw_policy_info", "The policy in force; equal policies have equal hashes.");
+        let opts =
+            Opts::new("infogw_policy_info", "The policy in force, by a hash of what flags and files say together.");
         Ok(Info { gauge: IntGaugeVec::new(opts, &["hash"])?, changing: Arc::default() })
     }
 

@@ -178,14 +178,13 @@ impl<'d> Checker<'d> {
     }
 
     fn tenants(&mut self) {
-        let path = self.file();
         let Some(Tenants { upload, receive, accounts, clusters }) = &self.document.tenants else { return };
         let one_url = !self.sources.subject().upstream.needs_tenant();
         let idle = |tenant: &Tenant| one_url && tenant.header != tenant.url;
         let what = "has a `url` of its own, and --forward-url has no `{tenant}` to stand for it";
         for (key, tenant) in [("upload", upload), ("receive", receive)] {
-            if tenant.as_ref().is_some_and(idle) {
-                self.warn(&path, format_args!("tenants.{key} {what}"));
+            if let Some(tenant) = tenant.as_ref().filter(|tenant| idle(&tenant.value)) {
+                self.warn(&self.sources.place(&tenant.place), format_args!("tenants.{key} {what}"));
             }
         }
         for (whose, tenants) in [(Whose::Account, accounts), (Whose::Cluster, clusters)] {
@@ -197,7 +196,10 @@ impl<'d> Checker<'d> {
                 if idle(group.value) {
                     self.warn(&place, format_args!("{of_whom} {what}"));
                 }
-                if upload.as_ref() == Some(group.value) && receive.as_ref() == Some(group.value) && !by_account {
+                let is_everyones = [upload, receive]
+                    .iter()
+                    .all(|tenant| tenant.as_ref().is_some_and(|tenant| tenant.value == *group.value));
+                if is_everyones && !by_account {
                     self.warn(&place, format_args!("{of_whom} is everyone's"));
                 }
             }

@@ -30,9 +30,9 @@ pub(super) fn compile(document: &Document, subject: &Subject) -> Result<Policy, 
     compiler.upload(document.upload.as_ref(), &mut upload)?;
     compiler.receive(document.receive.as_ref(), &mut receive)?;
     let tenants = document.tenants.clone().unwrap_or_default();
-    upload.extend(tenants.upload.map(|tenant| compiler.tenant(&tenant)).transpose()?);
+    upload.extend(tenants.upload.map(|tenant| compiler.placed_tenant(&tenant)).transpose()?);
     match tenants.receive {
-        Some(tenant) => receive.push(compiler.tenant(&tenant)?),
+        Some(tenant) => receive.push(compiler.placed_tenant(&tenant)?),
         None if subject.upstream.needs_tenant() => {
             return Err(PolicyError::nowhere(
                 "--forward-url has `{tenant}`, and remote write of who is not listed has none: give --receive-tenant-id, or `tenants.receive` \
@@ -75,6 +75,7 @@ impl Compiler<'_> {
         tenants: Option<&ById<Tenant>>,
         mut add: impl FnMut(Arc<str>, Settings),
     ) -> Result<(), PolicyError> {
+        let all_tenants = tenants;
         let (overrides, mut tenants) = (ids(overrides), ids(tenants));
         // By their address: equal ones are one.
         let mut compiled: HashMap<(*const Override, *const Tenant), Settings, RandomState> = HashMap::default();
@@ -90,7 +91,8 @@ impl Compiler<'_> {
                 this.own(own, &mut all)?;
             }
             if let Some(tenant) = tenant {
-                let tenant = this.tenant(tenant)?;
+                let place = || all_tenants.map_or_else(Place::default, |all| all.place_of(tenant));
+                let tenant = this.tenant(tenant).map_err(|error| PolicyError::at(&place(), error))?;
                 all.extend(Endpoint::ALL.map(|endpoint| (endpoint, tenant.clone())));
             }
             let all = Settings::from(all);
@@ -214,7 +216,7 @@ impl Compiler<'_> {
         if rules.value.is_empty() {
             return Err(PolicyError::at(
                 &rules.place,
-                "an allowlist without a rule is no list: leave it out, and all series pass, or write {__name__=\"\"} to let none pass",
+                "an allowlist without a rule is no list: leave the key out, and all series pass, or have the clusters denied, and none do",
             ));
         }
         if let Some(known) = self.allowlists.get(&rules.value) {
@@ -226,8 +228,12 @@ impl Compiler<'_> {
         Ok(Setting::Allowlist(set))
     }
 
-    fn tenant(&self, tenant: &Tenant) -> Result<Setting, PolicyError> {
-        let uri = self.subject.upstream.of_tenant(tenant.url.as_str()).map_err(PolicyError::nowhere)?;
+    fn placed_tenant(&self, tenant: &At<Tenant>) -> Result<Setting, PolicyError> {
+        self.tenant(&tenant.value).map_err(|error| PolicyError::at(&tenant.place, error))
+    }
+
+    fn tenant(&self, tenant: &Tenant) -> Result<Setting, String> {
+        let uri = self.subject.upstream.of_tenant(tenant.url.as_str())?;
         Ok(Setting::Tenant(Arc::new(policy::Tenant { header: tenant.header.0.clone(), uri })))
     }
 }

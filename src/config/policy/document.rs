@@ -15,22 +15,25 @@ use serde::{
     de::{Error as _, MapAccess, Visitor},
 };
 
-use super::schema;
 use super::values::{
     At, Denied, ExemptFrom, Id, Interval, LabelName, Labels, Place, RequestRate, Rule, SampleRate, SeriesLimit,
     SizeLimit, Source, TenantName, WritesFor,
 };
+use super::{schema, values};
 
-/// A structure all of whose keys may be left out. Each key by itself can be filled up from another such structure.
+/// A structure all of whose keys may be left out, but not be there and say nothing: whoever has commented out what stood below a
+/// key, the rules of an allowlist, say, does not mean that all shall pass. Each key by itself can be filled up from another such
+/// structure.
 macro_rules! keys {
     ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
+        #[schemars(transform = schema::without_null)]
         pub struct $name {
             $(
                 $(#[$key_doc])*
-                #[serde(default, skip_serializing_if = "Option::is_none")]
+                #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "values::said")]
                 pub $key: Option<$type>,
             )*
         }
@@ -69,7 +72,7 @@ whole!(
     SampleRate,
     SizeLimit,
     SeriesLimit,
-    Tenant,
+    At<Tenant>,
     ById<Tenant>,
     ById<Override>
 );
@@ -217,9 +220,9 @@ keys! {
     /// of a cluster goes over what is said of its account, and that over the endpoint's.
     Tenants {
         /// Everyone else's uploads. In place of --tenant-id.
-        upload: Tenant,
+        upload: At<Tenant>,
         /// Everyone else's remote write; none is sent without. In place of --receive-tenant-id.
-        receive: Tenant,
+        receive: At<Tenant>,
         /// By account.
         accounts: ById<Tenant>,
         /// By cluster.
@@ -363,6 +366,14 @@ impl<V> ById<V> {
         Place { source: Source::Policy, line: line.into(), column: column.into() }
     }
 
+    /// Where the first id stands of which this very value is said.
+    pub(super) fn place_of(&self, value: &Arc<V>) -> Place {
+        self.0
+            .iter()
+            .position(|(_, other)| Arc::ptr_eq(other, value))
+            .map_or_else(Place::default, |index| self.place(index))
+    }
+
     /// What is said of `id`.
     pub fn find(&self, id: &str) -> Option<&Arc<V>> {
         let at = self.0.binary_search_by(|(other, _)| (**other).cmp(id)).ok()?;
@@ -397,10 +408,16 @@ impl<'de, V: Deserialize<'de> + Eq + Hash> Deserialize<'de> for ById<V> {
                         (place.line.try_into().unwrap_or(u32::MAX), place.column.try_into().unwrap_or(u32::MAX));
                     entries.push(((id, value), place));
                 }
-                entries.sort_unstable_by(|((one, _), _), ((other, _), _)| one.cmp(other));
-                // Where it stands is told by who reads with care.
-                if entries.windows(2).any(|two| matches!(two, [((one, _), _), ((other, _), _)] if one == other)) {
-                    return Err(A::Error::custom("an id stands there twice"));
+                entries.sort_unstable_by(|((one, _), at), ((other, _), and_at)| (one, at).cmp(&(other, and_at)));
+                // The reader sees most of these, but takes `1` and `"1"` for two keys.
+                for two in entries.windows(2) {
+                    if let [((one, _), (line, column)), ((other, _), (and_line, and_column))] = two
+                        && one == other
+                    {
+                        return Err(A::Error::custom(format!(
+                            "`{one}` stands there twice, at {line}:{column} and {and_line}:{and_column}"
+                        )));
+                    }
                 }
                 let (entries, places): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
                 Ok(ById(entries.into(), Places(places.into())))

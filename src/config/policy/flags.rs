@@ -174,8 +174,9 @@ fn size(flag: &'static str, value: Option<String>, default: usize) -> Result<Siz
     Ok(SizeLimit(u32::try_from(limit).unwrap_or(0)))
 }
 
-fn tenant(flag: &str, name: &str) -> Result<Tenant, ConfigError> {
-    TenantName::new(name).map(Tenant::named).map_err(|error| ConfigError(format!("{flag}: {error}")))
+fn tenant(flag: &'static str, name: &str) -> Result<At<Tenant>, ConfigError> {
+    let name = TenantName::new(name).map_err(|error| ConfigError(format!("{flag}: {error}")))?;
+    Ok(At::flag(flag, Tenant::named(name)))
 }
 
 fn names(flag: &'static str, values: &[String]) -> Result<Option<Vec<At<LabelName>>>, ConfigError> {

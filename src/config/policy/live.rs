@@ -64,7 +64,7 @@ impl GatewayPolicy {
         &self,
         tasks: &mut JoinSet<()>,
         sources: &PolicySources,
-        observe: impl Fn(&Result<PolicyStatus, ConfigError>) + Send + 'static,
+        observe: impl Fn(&Result<PolicyStatus, String>) + Send + 'static,
     ) {
         let (sources, policy) = (sources.clone(), self.clone());
         self.files.follow(
@@ -75,7 +75,7 @@ impl GatewayPolicy {
                 let status = PolicyStatus::from(&read);
                 policy.live.replace(read.policy);
                 policy.status.store(Arc::new(status.clone()));
-                Ok(status)
+                Ok::<_, ConfigError>(status)
             },
             move |status| {
                 match &status {

@@ -64,7 +64,7 @@ pub struct ReadPolicy {
     pub document: Document,
     /// As it is enforced.
     pub policy: Policy,
-    /// Tells it from others: the same for the same policy, wherever it comes from.
+    /// Tells it from others: the same for the same document, wherever its parts come from.
     pub hash: String,
 }
 
@@ -223,5 +223,13 @@ fn hash(document: &Document) -> Result<String, serde_json::Error> {
 }
 
 fn read_text(flag: &str, path: &std::path::Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{flag}: {}: {error}", path.display())))
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|error| ConfigError(format!("{flag}: {shown}: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = valid.split(|byte| *byte == b'\n').next_back().unwrap_or_default();
+        let (lines, column) =
+            (valid.iter().filter(|byte| **byte == b'\n').count(), String::from_utf8_lossy(line).chars().count());
+        ConfigError(format!("{shown}:{}:{}: this is not UTF-8", lines + 1, column + 1))
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! What the gateway takes and the schema does not: numbers and booleans in other spellings than JSON's. What the schema takes and the
 //! gateway does not, since no schema can say it: selectors that do not parse, the cluster's label among those to set, remove or require,
-//! days that a month has not, ids over 256 bytes in fewer characters, numbers that are too large, and whole ones written `5.0`.
+//! days that a month has not, ids over 256 bytes and reasons over 512 in fewer characters, numbers that are too large, and whole ones written `5.0`.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -16,10 +16,28 @@ pub const POLICY_EXAMPLE: &str = include_str!("example.yaml");
 /// Text without control characters.
 pub(super) const PRINTABLE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
 
+/// A key may be left out, but not say nothing.
+pub(super) fn without_null(schema: &mut Schema) {
+    let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) else {
+        return;
+    };
+    for property in properties.values_mut() {
+        if let Some(types) = property.get_mut("type").and_then(|types| types.as_array_mut()) {
+            types.retain(|name| name != "null");
+            if let [only] = &types[..] {
+                property["type"] = only.clone();
+            }
+        }
+        if let Some(any) = property.get_mut("anyOf").and_then(|any| any.as_array_mut()) {
+            any.retain(|schema| schema != &serde_json::json!({ "type": "null" }));
+        }
+    }
+}
+
 /// Rules, of which there must be one.
 pub(super) fn allowlist(generator: &mut SchemaGenerator) -> Schema {
     let rule = generator.subschema_for::<Rule>();
-    json_schema!({ "type": ["array", "null"], "items": rule, "minItems": 1 })
+    json_schema!({ "type": "array", "items": rule, "minItems": 1 })
 }
 
 /// Labels with any values.
@@ -35,7 +53,7 @@ pub(super) fn required_labels(generator: &mut SchemaGenerator) -> Schema {
 fn labels(generator: &mut SchemaGenerator, shortest: usize) -> Schema {
     let name = generator.subschema_for::<LabelName>();
     json_schema!({
-        "type": ["object", "null"],
+        "type": "object",
         "propertyNames": name,
         // YAML takes 1.10 for a number, and editors with it; it is read as it is written.
         "additionalProperties": { "type": ["string", "number", "boolean"], "minLength": shortest }

@@ -80,7 +80,7 @@ pub(super) const FAULTS: &[(&str, &str)] = &[
     ("tenants:\n  clusters:\n    c1: \"a\\nb\"\n", "policy.yaml:3:9: `a\\nb` cannot name a tenant"),
     ("overrides:\n  clusters:\n    \"\": {}\n", "policy.yaml:3:5: an id is 1 to 256 bytes"),
     ("overrides:\n  clusters:\n    c1: {denied: true}\n", "policy.yaml:3:18: say why"),
-    ("overrides:\n  clusters:\n    c1: {denied: \"\"}\n", "policy.yaml:3:18: a reason has 1 to 512"),
+    ("overrides:\n  clusters:\n    c1: {denied: \"\"}\n", "policy.yaml:3:18: a reason has 1 to 512 bytes"),
     ("overrides:\n  clusters:\n    c1: {denied: {reason: x, until: May}}\n", "policy.yaml:3:37: `May` is not a moment"),
     ("overrides:\n  clusters:\n    c1: {exempt: [rate]}\n", "policy.yaml:3:19: unknown variant `rate`"),
     ("overrides:\n  clusters:\n    c1: {writes_for: [\"*\", h1]}\n", "policy.yaml:3:22: `*` is any cluster"),
@@ -104,9 +104,11 @@ fn faults_are_told_where_they_stand() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let url = "http://localhost/{tenant}/receive";
-    for (text, told) in
-        [("{}", "--forward-url has `{tenant}`"), ("tenants: {receive: a, clusters: {c1: ..}}", "tenant `..`")]
-    {
+    for (text, told) in [
+        ("{}", "--forward-url has `{tenant}`"),
+        ("tenants:\n  receive: a\n  clusters: {c0: b, c1: ..}\n", "policy.yaml:3:21: tenant `..`"),
+        ("tenants: {receive: ..}\n", "policy.yaml:1:20: tenant `..`"),
+    ] {
         let error = read_with(PolicyFlags::default(), url, text).unwrap_err();
         assert!(error.starts_with(told), "{error}");
     }
@@ -171,7 +173,7 @@ overrides: {clusters: {b: {denied: x}, c: {denied: x}, d: {denied: x}}}
     assert_eq!(policy.overrides(), 5);
     let found = |cluster| {
         let terms = terms(&policy, Endpoint::Receive, cluster, None);
-        (terms.denial.is_some(), terms.tenant.as_ref().map(|tenant| tenant.header.to_str().unwrap().to_owned()))
+        (!terms.denials.is_empty(), terms.tenant.as_ref().map(|tenant| tenant.header.to_str().unwrap().to_owned()))
     };
     let (gold, silver) = (Some("gold".to_owned()), Some("silver".to_owned()));
     for (cluster, expected) in [
@@ -193,7 +195,7 @@ fn ids_are_text() {
         read("overrides: {accounts: {1234: {denied: x}, 0x10: {denied: x}, 1e3: {denied: x}, true: {denied: x}}}")
             .unwrap();
     for account in ["1234", "0x10", "1e3", "true"] {
-        assert!(terms(&policy, Endpoint::Receive, "c1", Some(account)).denial.is_some(), "{account}");
+        assert!(terms(&policy, Endpoint::Receive, "c1", Some(account)).denials.len() == 1, "{account}");
     }
     // A tenant in other spelling would be another one.
     for number in ["1234", "007", "0x10", "1e3", "true"] {
@@ -212,4 +214,17 @@ fn the_readme_shows_a_policy() {
     let (text, _) = block.split_once("```").unwrap();
     let policy = read_with(PolicyFlags::default(), "http://localhost/{tenant}/receive", text).unwrap();
     assert_eq!((policy.overrides(), policy.rules()), (5, [0, 2]));
+}
+
+/// A tier that is written once, and named by many.
+#[test]
+fn anchors_may_be_used_by_many() {
+    use std::fmt::Write as _;
+    let mut text = "overrides:\n  clusters:\n    c: &tier {receive: {allowlist: [a, b, c, d, e, f, g, h], limits: {series: 5, samples: 6}}}\n".to_owned();
+    for n in 0..60_000 {
+        writeln!(text, "    c{n}: *tier").unwrap();
+    }
+    let policy = read(&text).unwrap();
+    assert_eq!(policy.overrides(), 60_001);
+    assert_eq!(terms(&policy, Endpoint::Receive, "c59999", None).limits.series, 5);
 }

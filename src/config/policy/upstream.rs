@@ -51,12 +51,13 @@ impl Upstream {
         if !self.needs_tenant() {
             return Ok(None);
         }
-        if matches!(tenant, "." | "..") {
+        let encoded = utf8_percent_encode(tenant, RESERVED).to_string();
+        let uri = self.template.replace(TENANT, &encoded).parse();
+        let uri: Uri = uri.map_err(|error| format!("tenant `{tenant}` makes no URL: {error}"))?;
+        if uri.path().split('/').any(|part| matches!(part, "." | "..")) {
             return Err(format!("tenant `{tenant}`: as a part of a path it would mean another one"));
         }
-        let tenant = utf8_percent_encode(tenant, RESERVED).to_string();
-        let uri = self.template.replace(TENANT, &tenant).parse();
-        uri.map(Some).map_err(|error| format!("tenant `{tenant}` makes no URL: {error}"))
+        Ok(Some(uri))
     }
 }
 

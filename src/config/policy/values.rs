@@ -123,6 +123,14 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
+/// A key that is there says something.
+pub(super) fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    match Option::deserialize(deserializer)? {
+        None => Err(D::Error::custom("this key says nothing: give it a value, or leave it out")),
+        said => Ok(said),
+    }
+}
+
 /// A value written as text: how it is read, shown, and described in the schema.
 macro_rules! text {
     ($type:ident, $name:literal, $schema:tt, $read:expr, $show:expr) => {
@@ -286,7 +294,7 @@ pub struct TenantName(pub HeaderValue);
 text!(
     TenantName,
     "TenantName",
-    { "type": "string", "minLength": 1, "pattern": "^[ -~]+$" },
+    { "type": "string", "minLength": 1, "pattern": "^[!-~]([ -~]*[!-~])?$" },
     TenantName::new,
     |name| name.as_str().to_owned()
 );
@@ -298,8 +306,11 @@ impl TenantName {
     /// What cannot stand in a header.
     pub fn new(text: &str) -> Result<Self, String> {
         match HeaderValue::from_str(text) {
-            Ok(header) if !text.is_empty() && !text.contains('\t') => Ok(TenantName(header)),
-            _ => Err(format!("`{text}` cannot name a tenant: it stands in a header, so printable ASCII it is")),
+            // Receivers take blanks around a header's value off.
+            Ok(header) if !text.is_empty() && !text.contains('\t') && text.trim() == text => Ok(TenantName(header)),
+            _ => Err(format!(
+                "`{text}` cannot name a tenant: it stands in a header, so printable ASCII it is, without blanks around it"
+            )),
         }
     }
 
@@ -413,6 +424,7 @@ impl<const LEAST_BURST: u32> Hash for Rate<LEAST_BURST> {
 /// So many a second, and so many at once.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "Rate", deny_unknown_fields)]
+#[schemars(transform = schema::without_null)]
 struct WrittenRate {
     /// May have decimals: 0.1 is one in ten seconds. 0 is unlimited.
     #[schemars(range(min = 0, max = 1e9))]
@@ -464,6 +476,7 @@ pub enum Denied {
 /// Why, and until when.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename = "Denial", deny_unknown_fields)]
+#[schemars(transform = schema::without_null)]
 struct WrittenDenial {
     /// What the sender is told: one line.
     #[schemars(length(min = 1, max = 512), regex(pattern = schema::PRINTABLE))]
@@ -477,9 +490,9 @@ const LONGEST_REASON: usize = 512;
 
 impl Denied {
     fn because<E: de::Error>(reason: &str, until: Option<Moment>) -> Result<Self, E> {
-        let chars = reason.chars().count();
-        if chars == 0 || chars > LONGEST_REASON {
-            return Err(E::custom(format!("a reason has 1 to {LONGEST_REASON} characters")));
+        // The whole answer has 1,024.
+        if reason.is_empty() || reason.len() > LONGEST_REASON {
+            return Err(E::custom(format!("a reason has 1 to {LONGEST_REASON} bytes")));
         }
         if reason.contains(char::is_control) {
             return Err(E::custom("a reason is one line: senders are told it as it is"));

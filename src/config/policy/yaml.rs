@@ -14,8 +14,12 @@ use super::{
 /// The first thing that is wrong, with its line and column.
 pub(super) fn read(text: &str) -> Result<Document, PolicyError> {
     let options = serde_saphyr::options! {
-        // Whoever writes policies may write large ones. What aliases stand for is bounded all the same.
+        // Whoever writes policies may write large ones, and write `*tier` a million times.
         budget: None,
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 1_000_000_000,
+            max_alias_expansions_per_anchor: usize::MAX,
+        },
     };
     // Most files are right and merge nothing, so nobody need remember all their keys to merge them, or to tell where one stands
     // twice: that it does is seen by each type that has keys. What cannot be read so is read with care.

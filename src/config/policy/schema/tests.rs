@@ -144,6 +144,7 @@ const ALONE: &[&str] = &[
     "is not a duration",
     "takes centuries",
     "an id is 1 to 256 bytes",
+    "a reason has 1 to 512 bytes",
     "is not a moment in UTC",
 ];
 
@@ -428,7 +429,7 @@ fn number(id: &str) -> Option<u64> {
 fn tenant() -> BoxedStrategy<Tenant> {
     let name = || {
         prop_oneof![
-            "[ -~]{1,12}",
+            "[!-~]|[!-~][ -~]{0,10}[!-~]",
             select(vec!["007", "1234", "1_000", "0x10", "1e3", "null", "yes"]).prop_map(str::to_owned)
         ]
         .prop_map(|name| TenantName::new(&name).unwrap())
@@ -461,7 +462,8 @@ fn overridden() -> BoxedStrategy<Override> {
 }
 
 fn document() -> BoxedStrategy<Document> {
-    let tenants = (option::of(tenant()), option::of(tenant()), by_id(tenant()), by_id(tenant()))
+    let placed = || option::of(tenant().prop_map(|value| At::flag("", value)));
+    let tenants = (placed(), placed(), by_id(tenant()), by_id(tenant()))
         .prop_map(|(upload, receive, accounts, clusters)| Tenants { upload, receive, accounts, clusters });
     let overrides =
         (by_id(overridden()), by_id(overridden())).prop_map(|(accounts, clusters)| Overrides { accounts, clusters });
