@@ -1,18 +1,18 @@
 //! A gateway's life: bind, serve, reload, drain.
 
-use std::{borrow::Cow, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Readiness, metrics::Metrics},
     client::{CONNECT, Clients, client},
-    config::{Authorizer, ClientInfoFile, Config},
+    config::{Authorizer, Config},
     credentials::token_source,
+    reload::Reloader,
     route::Router,
     server::{self, Listener},
     tls::{Live, ServerFiles},
-    watch::Followed,
 };
 
 /// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
@@ -188,36 +188,6 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
         }
     }
     warnings
-}
-
-/// Has all files read again: policy, keys, certificates.
-#[derive(Debug, Clone)]
-pub struct Reloader(Arc<[Followed]>);
-
-impl Reloader {
-    /// Of the files that `config` names.
-    pub fn new(config: &Config) -> Self {
-        let files = config.tls.followed().chain(config.oidc.iter().map(|oidc| oidc.tls.followed()));
-        let files = files.chain([config.keys.followed()]);
-        let files =
-            files.chain(config.client_info.iter().map(ClientInfoFile::followed)).chain([config.policy.followed()]);
-        Reloader(files.cloned().collect())
-    }
-
-    /// Has what they hold put in force; on a fault the old stays. It begins at once, and need not be waited for.
-    ///
-    /// # Errors
-    /// The future's: what is wrong with each that is not in force.
-    pub fn reload(&self) -> impl Future<Output = Result<(), Vec<String>>> + Send + use<> {
-        let asked: Vec<_> = self.0.iter().map(Followed::ask).collect();
-        async move {
-            let mut faults = Vec::new();
-            for told in asked {
-                faults.extend(told.await.err());
-            }
-            if faults.is_empty() { Ok(()) } else { Err(faults) }
-        }
-    }
 }
 
 /// Binds the first of `addresses` that can be had.

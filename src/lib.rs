@@ -24,7 +24,8 @@
 //! 10. It is [forwarded](forward), as its tenant. What the upstream says of the data is passed on; what it says of us makes the sender
 //!     come back.
 //!
-//! Health, metrics and reloads are the [internal listener's](admin). Files that may change meanwhile are [watched](watch). What the
+//! Health, metrics and reloads are the [internal listener's](admin). Files that may change meanwhile are
+//! [watched](watch), and [read again](reload). What the
 //! binary does besides being a gateway is among its [commands]. What else the binary
 //! does are its [commands].
 //!
@@ -49,6 +50,7 @@ pub mod keys;
 pub mod limits;
 pub mod log;
 pub mod registration;
+pub mod reload;
 pub mod route;
 pub mod server;
 pub mod stack;

@@ -20,7 +20,7 @@ use infogw_layers::{
 
 use metrics::Metrics;
 
-use crate::gateway::Reloader;
+use crate::reload::Reloader;
 
 /// Whether new requests are welcome. It depends on this process alone, never on authorizer or upstream.
 #[derive(Debug, Clone)]

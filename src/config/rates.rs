@@ -1,9 +1,8 @@
 //! How often a cluster may write, and how much.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::num::NonZeroU32;
 
 use clap::Args;
-use infogw_layers::rate_limit::Quota;
 
 use super::{
     ConfigError, duration, given,
@@ -32,13 +31,6 @@ pub struct RateFlags {
     #[arg(long, value_name = "SAMPLES")]
     pub limit_receive_samples_burst: Option<String>,
 }
-
-/// How many samples a stock sender of this fleet packs into a request: a burst below that would refuse such a request for ever.
-pub(super) const SAMPLES_PER_SEND: u32 = 10_000;
-/// A burst is what the rate gives in so many seconds: a scrape's worth of requests comes at once, and then nothing until the next.
-const BURST_SECONDS: f64 = 10.0;
-/// Quotas count whole nanoseconds.
-const HIGHEST_RATE: f64 = 1e9;
 
 impl RateFlags {
     /// Uploads, remote-write requests, and samples in these.
@@ -73,29 +65,6 @@ fn rate<const LEAST_BURST: u32>(
     };
     let rate = Rate::new(decimal(rate_flag, &rate)?, burst);
     rate.map(Some).map_err(|error| ConfigError(format!("{rate_flag}: {error}")))
-}
-
-/// The quota of so many a second, and its burst. Without a rate there is no quota.
-pub(super) fn quota(
-    per_second: f64,
-    burst: Option<NonZeroU32>,
-    least_burst: u32,
-) -> Result<(Option<Quota>, NonZeroU32), String> {
-    if per_second == 0.0 {
-        return Ok((None, burst.unwrap_or(NonZeroU32::MIN)));
-    }
-    if !(0.0..=HIGHEST_RATE).contains(&per_second) {
-        return Err(format!("{per_second} a second is not from 0 to {HIGHEST_RATE}; 0 is unlimited"));
-    }
-    // Casts of floats saturate.
-    let default = (per_second * BURST_SECONDS).ceil() as u32;
-    let burst = burst.unwrap_or(NonZeroU32::new(default.max(least_burst)).unwrap_or(NonZeroU32::MIN));
-    // Rounded up, so that the rate is never exceeded.
-    let period = Duration::from_nanos((1e9 / per_second).ceil() as u64);
-    match Quota::new(period, burst) {
-        Some(quota) => Ok((Some(quota), burst)),
-        None => Err(format!("at {per_second} a second, a burst of {burst} takes centuries to come back")),
-    }
 }
 
 /// A decimal number without sign or exponent.

@@ -29,7 +29,7 @@ macro_rules! keys {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
-        #[schemars(transform = schema::without_null)]
+        #[schemars(transform = values::without_null)]
         pub struct $name {
             $(
                 $(#[$key_doc])*
@@ -443,7 +443,7 @@ impl<V: JsonSchema> JsonSchema for ById<V> {
         let value = generator.subschema_for::<V>();
         json_schema!({
             "type": "object",
-            "propertyNames": { "minLength": 1, "maxLength": 256, "pattern": schema::PRINTABLE },
+            "propertyNames": { "minLength": 1, "maxLength": 256, "pattern": values::PRINTABLE },
             "additionalProperties": value
         })
     }

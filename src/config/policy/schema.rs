@@ -13,27 +13,6 @@ pub const POLICY_SCHEMA: &str = include_str!("policy.schema.json");
 /// A policy file to begin with: each key, and what it is for.
 pub const POLICY_EXAMPLE: &str = include_str!("example.yaml");
 
-/// Text without control characters.
-pub(super) const PRINTABLE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
-
-/// A key may be left out, but not say nothing.
-pub(super) fn without_null(schema: &mut Schema) {
-    let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) else {
-        return;
-    };
-    for property in properties.values_mut() {
-        if let Some(types) = property.get_mut("type").and_then(|types| types.as_array_mut()) {
-            types.retain(|name| name != "null");
-            if let [only] = &types[..] {
-                property["type"] = only.clone();
-            }
-        }
-        if let Some(any) = property.get_mut("anyOf").and_then(|any| any.as_array_mut()) {
-            any.retain(|schema| schema != &serde_json::json!({ "type": "null" }));
-        }
-    }
-}
-
 /// Rules, of which there must be one.
 pub(super) fn allowlist(generator: &mut SchemaGenerator) -> Schema {
     let rule = generator.subschema_for::<Rule>();

@@ -1,13 +1,14 @@
 //! The values that a policy file holds. Each is valid once it is there.
 
+mod denied;
+mod place;
+mod rate;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
     fmt,
-    hash::{Hash, Hasher},
-    num::NonZeroU32,
     ops::Deref,
-    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,109 +20,14 @@ use infogw_layers::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, Error as _, MapAccess, Visitor},
-};
-use serde_saphyr::Spanned;
-
-use super::{
-    super::{duration, is_label_name, rates},
-    schema,
+    de::{Error as _, MapAccess, Visitor},
 };
 
-/// Where something was said.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
-    /// In what.
-    pub source: Source,
-    /// From 1; 0 where there are no lines.
-    pub line: u64,
-    /// In characters, from 1; 0 where only the line is known.
-    pub column: u64,
-}
+use super::super::{duration, is_label_name};
 
-/// What a [`Place`] is in.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Source {
-    /// Nobody said it: it is the default.
-    #[default]
-    Default,
-    /// A flag.
-    Flag(&'static str),
-    /// A file that a flag names.
-    File(Arc<Path>),
-    /// The policy file.
-    Policy,
-}
-
-impl fmt::Display for Place {
-    /// `--whitelist`, `rules.txt:3`; of the policy file `12:5` alone, since it is the reader's to know which that is.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Source::Default => f.write_str("default"),
-            Source::Flag(flag) => f.write_str(flag),
-            Source::File(path) => write!(f, "{}:{}", path.display(), self.line),
-            Source::Policy => write!(f, "{}:{}", self.line, self.column),
-        }
-    }
-}
-
-/// A value, and where it stands. Equal to any other with that value.
-#[derive(Debug, Clone, Default)]
-pub struct At<T> {
-    /// The value.
-    pub value: T,
-    /// Where it stands.
-    pub place: Place,
-}
-
-impl<T> At<T> {
-    /// A value that `flag` gives.
-    pub fn flag(flag: &'static str, value: T) -> Self {
-        At { value, place: Place { source: Source::Flag(flag), line: 0, column: 0 } }
-    }
-}
-
-impl<T: PartialEq> PartialEq for At<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.value == other.value
-    }
-}
-
-impl<T: Eq> Eq for At<T> {}
-
-impl<T: Hash> Hash for At<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.value.hash(state);
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned { value, referenced, .. } = Spanned::deserialize(deserializer)?;
-        let (line, column) = (referenced.line(), referenced.column());
-        Ok(At { value, place: Place { source: Source::Policy, line, column } })
-    }
-}
-
-impl<T: Serialize> Serialize for At<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(serializer)
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for At<T> {
-    fn schema_name() -> Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn inline_schema() -> bool {
-        T::inline_schema()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
-    }
-}
+pub use denied::Denied;
+pub use place::{At, Place, Source};
+pub use rate::{Rate, RequestRate, SampleRate};
 
 /// A key that is there says something.
 pub(super) fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -130,6 +36,27 @@ pub(super) fn said<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer:
         said => Ok(said),
     }
 }
+
+/// A key may be left out, but not say nothing.
+pub(super) fn without_null(schema: &mut Schema) {
+    let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) else {
+        return;
+    };
+    for property in properties.values_mut() {
+        if let Some(types) = property.get_mut("type").and_then(|types| types.as_array_mut()) {
+            types.retain(|name| name != "null");
+            if let [only] = &types[..] {
+                property["type"] = only.clone();
+            }
+        }
+        if let Some(any) = property.get_mut("anyOf").and_then(|any| any.as_array_mut()) {
+            any.retain(|schema| schema != &serde_json::json!({ "type": "null" }));
+        }
+    }
+}
+
+/// Text without control characters.
+pub(super) const PRINTABLE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
 
 /// A value written as text: how it is read, shown, and described in the schema.
 macro_rules! text {
@@ -279,7 +206,7 @@ text!(
     Id,
     "Id",
     // YAML takes an id of digits for a number, and editors with it.
-    { "type": ["string", "integer"], "minLength": 1, "maxLength": 256, "pattern": schema::PRINTABLE },
+    { "type": ["string", "integer"], "minLength": 1, "maxLength": 256, "pattern": PRINTABLE },
     |text| match ClusterId::new(text) {
         Ok(_) => Ok(Id(text.into())),
         Err(error) => Err(error.to_string().replace("a cluster id", "an id")),
@@ -371,189 +298,6 @@ impl JsonSchema for SeriesLimit {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "integer", "minimum": 0, "maximum": MOST_SERIES, "description": "0 is that most." })
-    }
-}
-
-/// So many a second, and so many at once: `LEAST_BURST` at least, unless a burst is given.
-#[derive(Debug, Clone, Copy)]
-pub struct Rate<const LEAST_BURST: u32> {
-    /// 0 is unlimited.
-    pub per_second: f64,
-    /// At once.
-    pub burst: NonZeroU32,
-    /// None is unlimited.
-    pub quota: Option<Quota>,
-}
-
-/// Remote-write requests.
-pub type RequestRate = Rate<1>;
-/// Samples: a burst below what a stock sender packs into a request would refuse such a request for ever.
-pub type SampleRate = Rate<{ rates::SAMPLES_PER_SEND }>;
-
-impl<const LEAST_BURST: u32> Rate<LEAST_BURST> {
-    /// The least that a burst is where nobody says it.
-    pub const LEAST_BURST: u32 = LEAST_BURST;
-
-    /// So many a second.
-    ///
-    /// # Errors
-    /// A rate or burst that no quota can have.
-    pub fn new(per_second: f64, burst: Option<NonZeroU32>) -> Result<Self, String> {
-        Ok(match rates::quota(per_second, burst, LEAST_BURST)? {
-            // A burst of what is unlimited says nothing.
-            (None, _) => Rate { per_second: 0.0, burst: NonZeroU32::MIN, quota: None },
-            (quota, burst) => Rate { per_second, burst, quota },
-        })
-    }
-}
-
-impl<const LEAST_BURST: u32> PartialEq for Rate<LEAST_BURST> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.per_second.to_bits(), self.burst) == (other.per_second.to_bits(), other.burst)
-    }
-}
-
-impl<const LEAST_BURST: u32> Eq for Rate<LEAST_BURST> {}
-
-impl<const LEAST_BURST: u32> Hash for Rate<LEAST_BURST> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.per_second.to_bits(), self.burst).hash(state);
-    }
-}
-
-/// So many a second, and so many at once.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(rename = "Rate", deny_unknown_fields)]
-#[schemars(transform = schema::without_null)]
-struct WrittenRate {
-    /// May have decimals: 0.1 is one in ten seconds. 0 is unlimited.
-    #[schemars(range(min = 0, max = 1e9))]
-    per_second: f64,
-    /// How many at once; without, what the rate gives in 10 seconds, and of samples at least 10000.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 4294967295u32))]
-    burst: Option<NonZeroU32>,
-}
-
-impl<'de, const LEAST_BURST: u32> Deserialize<'de> for Rate<LEAST_BURST> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let WrittenRate { per_second, burst } = WrittenRate::deserialize(deserializer)?;
-        Rate::new(per_second, burst).map_err(D::Error::custom)
-    }
-}
-
-impl<const LEAST_BURST: u32> Serialize for Rate<LEAST_BURST> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let burst = self.quota.map(|_| self.burst);
-        WrittenRate { per_second: self.per_second, burst }.serialize(serializer)
-    }
-}
-
-impl<const LEAST_BURST: u32> JsonSchema for Rate<LEAST_BURST> {
-    fn schema_name() -> Cow<'static, str> {
-        WrittenRate::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        WrittenRate::json_schema(generator)
-    }
-}
-
-/// Why somebody may not write, if so.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Denied {
-    /// It may write, whatever its account's override says.
-    No,
-    /// It may not.
-    Because {
-        /// What the sender is told.
-        reason: Box<str>,
-        /// Until when; for good without.
-        until: Option<Moment>,
-    },
-}
-
-/// Why, and until when.
-#[derive(Serialize, Deserialize, JsonSchema)]
-#[serde(rename = "Denial", deny_unknown_fields)]
-#[schemars(transform = schema::without_null)]
-struct WrittenDenial {
-    /// What the sender is told: one line.
-    #[schemars(length(min = 1, max = 512), regex(pattern = schema::PRINTABLE))]
-    reason: Box<str>,
-    /// Until when; for good without.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    until: Option<Moment>,
-}
-
-const LONGEST_REASON: usize = 512;
-
-impl Denied {
-    fn because<E: de::Error>(reason: &str, until: Option<Moment>) -> Result<Self, E> {
-        // The whole answer has 1,024.
-        if reason.is_empty() || reason.len() > LONGEST_REASON {
-            return Err(E::custom(format!("a reason has 1 to {LONGEST_REASON} bytes")));
-        }
-        if reason.contains(char::is_control) {
-            return Err(E::custom("a reason is one line: senders are told it as it is"));
-        }
-        Ok(Denied::Because { reason: reason.into(), until })
-    }
-}
-
-impl<'de> Deserialize<'de> for Denied {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Expected;
-
-        impl<'de> Visitor<'de> for Expected {
-            type Value = Denied;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a reason, `{reason: ..., until: ...}`, or false")
-            }
-
-            fn visit_bool<E: de::Error>(self, denied: bool) -> Result<Denied, E> {
-                if denied { Err(E::custom("say why: write the reason in place of `true`")) } else { Ok(Denied::No) }
-            }
-
-            fn visit_str<E: de::Error>(self, reason: &str) -> Result<Denied, E> {
-                Denied::because(reason, None)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Denied, A::Error> {
-                let WrittenDenial { reason, until } =
-                    Deserialize::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Denied::because(&reason, until)
-            }
-        }
-
-        deserializer.deserialize_any(Expected)
-    }
-}
-
-impl Serialize for Denied {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Denied::No => serializer.serialize_bool(false),
-            Denied::Because { reason, until: None } => serializer.serialize_str(reason),
-            Denied::Because { reason, until } => {
-                WrittenDenial { reason: reason.clone(), until: *until }.serialize(serializer)
-            }
-        }
-    }
-}
-
-impl JsonSchema for Denied {
-    fn schema_name() -> Cow<'static, str> {
-        "Denied".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let written = generator.subschema_for::<WrittenDenial>();
-        json_schema!({
-            "anyOf": [{ "const": false }, { "type": "string", "minLength": 1, "maxLength": LONGEST_REASON, "pattern": schema::PRINTABLE }, written],
-            "description": "Why it may not write, as its sender is told with 403; false where only its account may not."
-        })
     }
 }
 
