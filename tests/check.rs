@@ -379,11 +379,29 @@ async fn what_is_seldom_meant_is_told() {
                 "policy.yaml:6:5: the override of cluster `c4` changes nothing: it says what holds anyway",
             ],
         ),
-        // What goes over the account's does something.
+        // What goes over the account's does something, and so do the account's other keys then.
         (
-            "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, denied: x}}\n  clusters: {c1: {upload: {limits: {series: 20000}}}, c2: {denied: false}}",
+            "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, denied: x}}\n  clusters: {c1: {upload: {limits: {series: 20000}}}}",
             &["--whitelist=a"],
             &["policy.yaml:2:14: the override of account `a1` has `denied`, so `upload.limits.series` has no effect"],
+        ),
+        (
+            "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, denied: x}}\n  clusters: {c2: {denied: false}}",
+            &["--whitelist=a"],
+            &[],
+        ),
+        (
+            "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, exempt: [sizes]}}\n  clusters: {c1: {denied: false}}",
+            &["--whitelist=a"],
+            &[
+                "policy.yaml:2:14: the override of account `a1` has `exempt`, so `upload.limits.series` has no effect",
+                "policy.yaml:3:14: the override of cluster `c1` changes nothing: it says what holds anyway",
+            ],
+        ),
+        (
+            "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, exempt: [sizes]}}\n  clusters: {c1: {exempt: []}}",
+            &["--whitelist=a"],
+            &[],
         ),
         (
             "overrides:\n  clusters:\n    c1: {exempt: [rates, allowlist], receive: {allowlist: [b], limits: {sample_rate: {per_second: 5}, series: 10000}}, upload: {limits: {interval: 1s}}}\n    c2: {exempt: [sizes], receive: {limits: {sample_rate: {per_second: 5}, body_bytes: 10000}}}",
@@ -436,6 +454,46 @@ async fn what_is_seldom_meant_is_told() {
                 told.join("\n    "),
                 expected.join("\n    ")
             ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Each key of an account's override by itself: what a cluster says against `denied` or `exempt` is where the others begin to count.
+#[tokio::test]
+async fn keys_that_are_not_said_to_have_no_effect_have_one() {
+    let files = Files::new();
+    let rows = [
+        ("denied: x", "{}", true),
+        ("denied: x", "{denied: false}", false),
+        ("exempt: [allowlist]", "{}", true),
+        ("exempt: [allowlist]", "{exempt: []}", false),
+    ];
+    let mut wrong = Vec::new();
+    for (account, cluster, idle) in rows {
+        let override_of = |rules: &str| {
+            let rules = if rules.is_empty() { String::new() } else { format!(", receive: {{allowlist: [{rules}]}}") };
+            format!("overrides: {{accounts: {{a1: {{{account}{rules}}}}}, clusters: {{c1: {cluster}}}}}")
+        };
+        let told = warnings(&override_of("b"), &["--whitelist=a"]).await;
+        let is_told = told.iter().any(|line| line.ends_with("so `receive.allowlist` has no effect"));
+        let explained = |text: String| {
+            let policy = format!("--policy={}", files.with("explained.yaml", &text));
+            async move {
+                let mut command = Gateway::command();
+                command.args(["explain", "-", "--cluster=c1", "--account=a1", "--whitelist=a", &policy]).args(LEAST);
+                let told = process::run(command, b"a{_id=\"c1\"} 1\nb{_id=\"c1\"} 1\n").await.stdout;
+                let line = |start: &str| told.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
+                let (forwarded, answer) = (line("forwarded "), line("answer "));
+                // Where nothing goes on, it makes no difference what would.
+                let kept = told.lines().filter(|line| line.starts_with("kept ") && !forwarded.contains(" 0 series"));
+                let kept: Vec<_> = kept.map(|line| line.split(" by ").next().unwrap().to_owned()).collect();
+                (kept, forwarded, answer)
+            }
+        };
+        let makes_no_difference = explained(override_of("")).await == explained(override_of("b")).await;
+        if (is_told, makes_no_difference) != (idle, idle) {
+            wrong.push(format!("{account}, {cluster}: told {is_told}, no difference {makes_no_difference}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

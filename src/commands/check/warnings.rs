@@ -210,9 +210,9 @@ impl<'d> Checker<'d> {
         let document = self.document;
         let Some(overrides) = &document.overrides else { return };
         let base = base(document);
-        // What is said of any account: what is said of a cluster may be there to go over it.
-        let accounts = overrides.accounts.iter().flat_map(groups);
-        let by_account: HashSet<String> = accounts.flat_map(|group| said_in(group.value).into_keys()).collect();
+        // It is not known which cluster is of which account: what is said of one may go over what is said of any other.
+        let by_account = said_by_any(overrides.accounts.as_ref());
+        let by_cluster = said_by_any(overrides.clusters.as_ref());
         for (whose, of) in [(Whose::Account, &overrides.accounts), (Whose::Cluster, &overrides.clusters)] {
             for group in of.iter().flat_map(groups) {
                 let place = self.sources.place(&group.place);
@@ -224,7 +224,8 @@ impl<'d> Checker<'d> {
                 } else if said.iter().all(|(key, value)| base.get(key) == Some(value) && !goes_over(key)) {
                     self.warn(&place, format_args!("{name} changes nothing: it says what holds anyway"));
                 }
-                self.within(group.value, &place, &name, &said);
+                let brings_back = |key| whose == Whose::Account && by_cluster.contains(key);
+                self.within(group.value, &place, &name, &said, brings_back);
             }
         }
         if let Some(clusters) = &overrides.clusters {
@@ -232,13 +233,21 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// What is wrong with an override in itself.
-    fn within(&mut self, value: &'d Override, place: &str, name: &str, said: &Said) {
+    /// What is wrong with an override in itself. `brings_back` says whether somebody may not be held to its `denied` or `exempt`,
+    /// but to its other keys.
+    fn within(
+        &mut self,
+        value: &'d Override,
+        place: &str,
+        name: &str,
+        said: &Said,
+        brings_back: impl Fn(&'static str) -> bool,
+    ) {
         let keys_without_effect = |is_one: &dyn Fn(&str) -> bool| -> Vec<String> {
             said.keys().filter(|key| is_one(key)).map(|key| format!("`{key}`")).collect()
         };
         match &value.denied {
-            Some(Denied::Because { until: None, .. }) => {
+            Some(Denied::Because { until: None, .. }) if !brings_back("denied") => {
                 let keys = keys_without_effect(&|key| key != "denied");
                 if !keys.is_empty() {
                     self.warn(place, format_args!("{name} has `denied`, so {} no effect", have(&keys)));
@@ -251,7 +260,7 @@ impl<'d> Checker<'d> {
             }
             _ => {}
         }
-        let exempt = value.exempt.as_deref().unwrap_or_default();
+        let exempt = value.exempt.as_deref().filter(|_| !brings_back("exempt")).unwrap_or_default();
         let keys = keys_without_effect(&|key| exempt.iter().any(|kind| lifts(*kind, key)));
         if !keys.is_empty() {
             self.warn(place, format_args!("{name} has `exempt`, so {} no effect", have(&keys)));
@@ -368,6 +377,11 @@ fn flatten(prefix: &str, section: Map<String, Value>, said: &mut Said) {
             }
         }
     }
+}
+
+/// The keys that are said of any of these.
+fn said_by_any(overrides: Option<&ById<Override>>) -> HashSet<String> {
+    overrides.into_iter().flat_map(groups).flat_map(|group| said_in(group.value).into_keys()).collect()
 }
 
 /// What a document says for all.
