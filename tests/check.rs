@@ -411,6 +411,22 @@ async fn what_is_seldom_meant_is_told() {
                 "policy.yaml:4:5: the override of cluster `c2` has `exempt`, so `receive.limits.body_bytes` has no effect",
             ],
         ),
+        // What does not hold is warned of once.
+        (
+            "overrides:\n  accounts:\n    a1: {exempt: [rates, sizes, allowlist], receive: {allowlist: [b, b], limits: {sample_rate: {per_second: 5, burst: 5}, series: 10}}}",
+            &["--whitelist=a"],
+            &[
+                "policy.yaml:3:5: the override of account `a1` has `exempt`, so `receive.allowlist` and `receive.limits.sample_rate` and `receive.limits.series` have no effect",
+            ],
+        ),
+        (
+            "overrides:\n  clusters:\n    c1: {exempt: [rates], receive: {limits: {sample_rate: {per_second: 5, burst: 5}, series: 10}}}",
+            &["--whitelist=a"],
+            &[
+                "policy.yaml:3:5: the override of cluster `c1` has `exempt`, so `receive.limits.sample_rate` has no effect",
+                "policy.yaml:3:5: `receive.limits.series` in the override of cluster `c1` lets 10 series pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
+            ],
+        ),
         (
             "overrides: {clusters: {c1: {denied: {reason: x, until: 2020-01-01T00:00:00Z}}, c2: {denied: {reason: x, until: 2100-01-01T00:00:00Z}}}}",
             &["--whitelist=a"],

@@ -114,7 +114,7 @@ impl<'d> Checker<'d> {
         if let Some(receive) = &document.receive {
             let said = said_for_all(file);
             let path = self.file();
-            self.stock_senders(receive, |key, flag| {
+            self.stock_senders(receive, &[], |key, flag| {
                 let key = format!("receive.limits.{key}");
                 if said.contains_key(&key) {
                     (path.clone(), format!("`{key}`"))
@@ -154,8 +154,8 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// Limits under which requests as stock senders make them are refused for ever. `at` says where a key or flag stands.
-    fn stock_senders(&mut self, receive: &Receive, at: impl Fn(&str, &str) -> (String, String)) {
+    /// Limits under which requests as senders make them are refused for ever. `at` says where a key or flag stands.
+    fn stock_senders(&mut self, receive: &Receive, exempt: &[ExemptFrom], at: impl Fn(&str, &str) -> (String, String)) {
         let Some(limits) = &receive.limits else { return };
         let sizes = [
             ("samples", "", "samples", limits.samples.map_or(0, |limit| limit.0)),
@@ -164,7 +164,8 @@ impl<'d> Checker<'d> {
         let burst = limits.sample_rate.filter(|rate| rate.quota.is_some()).map_or(0, |rate| rate.burst.get());
         let burst = ("sample_rate", "--limit-receive-samples-burst", "samples at once", burst);
         for (key, flag, of_what, limit) in sizes.into_iter().chain([burst]) {
-            if (1..SAMPLES_PER_SEND).contains(&limit) {
+            let holds = !exempt.iter().any(|kind| lifts(*kind, &format!("receive.limits.{key}")));
+            if holds && (1..SAMPLES_PER_SEND).contains(&limit) {
                 let (place, key) = at(key, flag);
                 self.warn(
                     &place,
@@ -265,13 +266,15 @@ impl<'d> Checker<'d> {
         if !keys.is_empty() {
             self.warn(place, format_args!("{name} has `exempt`, so {} no effect", have(&keys)));
         }
-        self.sections_of(value, place, name);
+        self.sections_of(value, place, name, exempt);
     }
 
-    fn sections_of(&mut self, value: &'d Override, place: &str, name: &str) {
+    /// What is wrong with what holds in place of the common sections. What it is exempt from does not hold.
+    fn sections_of(&mut self, value: &'d Override, place: &str, name: &str, exempt: &[ExemptFrom]) {
         let document = self.document;
+        let allowlists = !exempt.contains(&ExemptFrom::Allowlist);
         if let Some(own) = &value.upload {
-            self.allowlist(Endpoint::Upload, own.allowlist.as_ref());
+            self.allowlist(Endpoint::Upload, own.allowlist.as_ref().filter(|_| allowlists));
             if own.set.is_some() || own.elide.is_some() {
                 let common = document.upload.as_ref();
                 let set = own.set.as_ref().or_else(|| common?.set.as_ref());
@@ -279,13 +282,13 @@ impl<'d> Checker<'d> {
             }
         }
         if let Some(own) = &value.receive {
-            self.allowlist(Endpoint::Receive, own.allowlist.as_ref());
+            self.allowlist(Endpoint::Receive, own.allowlist.as_ref().filter(|_| allowlists));
             if own.set.is_some() || own.elide.is_some() {
                 let common = document.receive.as_ref();
                 let set = own.set.as_ref().or_else(|| common?.set.as_ref());
                 self.labels(set, own.elide.as_ref().or_else(|| common?.elide.as_ref()));
             }
-            self.stock_senders(own, |key, _| (place.to_owned(), format!("`receive.limits.{key}` in {name}")));
+            self.stock_senders(own, exempt, |key, _| (place.to_owned(), format!("`receive.limits.{key}` in {name}")));
         }
     }
 
