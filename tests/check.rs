@@ -351,14 +351,20 @@ async fn what_is_seldom_meant_is_told() {
             &["--whitelist=a", "--receive-label=a=b"],
             &["--receive-label: label `a` is set, and removed by `elide` (policy.yaml:1:47)"],
         ),
+        // An account may say otherwise of its clusters.
+        (
+            "overrides:\n  accounts: {a1: {receive: {set: {c: d}}}}\n  clusters: {c1: {receive: {elide: [a]}}, c2: {upload: {set: {x: y}}}}",
+            &["--whitelist=a", "--receive-label=a=b", "--elide-label=x"],
+            &["policy.yaml:3:62: label `x` is set, and removed by `elide` (--elide-label)"],
+        ),
         // Limits.
         (
             "receive: {limits: {samples: 9999, sample_rate: {per_second: 1, burst: 10}}}",
             &["--whitelist=a", "--limit-series=5"],
             &[
-                "policy.yaml: `receive.limits.samples` lets 9999 samples pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
-                "--limit-series: it lets 5 series pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
-                "policy.yaml: `receive.limits.sample_rate` lets 10 samples at once pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
+                "policy.yaml: `receive.limits.samples` lets 9999 samples pass; senders of this fleet may pack 10000 samples into a request, and such a one may be refused for ever",
+                "--limit-series: it lets 5 series pass; senders of this fleet may pack 10000 samples into a request, and such a one may be refused for ever",
+                "policy.yaml: `receive.limits.sample_rate` lets 10 samples at once pass; senders of this fleet may pack 10000 samples into a request, and such a one may be refused for ever",
             ],
         ),
         ("receive: {limits: {samples: 10000, sample_rate: {per_second: 0, burst: 10}}}", &["--whitelist=a"], &[]),
@@ -366,7 +372,7 @@ async fn what_is_seldom_meant_is_told() {
             "overrides:\n  accounts:\n    a1: {receive: {limits: {samples: 1}}}",
             &["--whitelist=a"],
             &[
-                "policy.yaml:3:5: `receive.limits.samples` in the override of account `a1` lets 1 samples pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
+                "policy.yaml:3:5: `receive.limits.samples` in the override of account `a1` lets 1 samples pass; senders of this fleet may pack 10000 samples into a request, and such a one may be refused for ever",
             ],
         ),
         // Overrides.
@@ -399,6 +405,11 @@ async fn what_is_seldom_meant_is_told() {
             ],
         ),
         (
+            "overrides:\n  accounts: {a1: {exempt: [sizes]}}\n  clusters: {c1: {upload: {limits: {series: 20000}}}, c2: {upload: {elide: []}}}",
+            &["--whitelist=a"],
+            &["policy.yaml:3:55: the override of cluster `c2` changes nothing: it says what holds anyway"],
+        ),
+        (
             "overrides:\n  accounts: {a1: {upload: {limits: {series: 3}}, exempt: [sizes]}}\n  clusters: {c1: {exempt: []}}",
             &["--whitelist=a"],
             &[],
@@ -424,7 +435,7 @@ async fn what_is_seldom_meant_is_told() {
             &["--whitelist=a"],
             &[
                 "policy.yaml:3:5: the override of cluster `c1` has `exempt`, so `receive.limits.sample_rate` has no effect",
-                "policy.yaml:3:5: `receive.limits.series` in the override of cluster `c1` lets 10 series pass; a sender that packs 10000 samples into a request, as stock ones do, may be refused for ever",
+                "policy.yaml:3:5: `receive.limits.series` in the override of cluster `c1` lets 10 series pass; senders of this fleet may pack 10000 samples into a request, and such a one may be refused for ever",
             ],
         ),
         (

@@ -23,7 +23,7 @@ use crate::{
     gateway,
 };
 
-/// So many samples a stock sender of remote write packs into a request.
+/// So many samples senders of the fleet may pack into a request of remote write: the default burst lets that many pass, too.
 const SAMPLES_PER_SEND: u32 = SampleRate::LEAST_BURST;
 
 /// A line for each thing to warn of, in the order of the file.
@@ -77,6 +77,35 @@ impl Whose {
     }
 }
 
+/// What is said of others, seen from an override of `whose`. It is not known which cluster is of which account: what is said of any
+/// may go together with what is said here.
+#[derive(Clone, Copy)]
+struct Elsewhere<'a> {
+    whose: Whose,
+    /// Keys that are said of any account.
+    by_account: &'a HashSet<String>,
+    /// Keys that are said of any cluster.
+    by_cluster: &'a HashSet<String>,
+}
+
+impl Elsewhere<'_> {
+    /// Whether what is said here of this key is not for all whom the override is for.
+    fn may_be_replaced(self, key: &str) -> bool {
+        self.whose == Whose::Account && self.by_cluster.contains(key)
+    }
+
+    /// Whether an account may be exempt from what is said here.
+    fn may_exempt(self, key: &str) -> bool {
+        let kinds = [ExemptFrom::Rates, ExemptFrom::Sizes, ExemptFrom::Allowlist];
+        !self.leaves_common("exempt") && kinds.into_iter().any(|kind| lifts(kind, key))
+    }
+
+    /// Whether what is said of this key for all is for all whom the override is for, if it does not say it itself.
+    fn leaves_common(self, key: &str) -> bool {
+        self.whose == Whose::Account || !self.by_account.contains(key)
+    }
+}
+
 impl<'d> Checker<'d> {
     fn warn(&mut self, place: &str, what: impl std::fmt::Display) {
         self.warnings.push(format!("{place}: {what}"));
@@ -114,7 +143,7 @@ impl<'d> Checker<'d> {
         if let Some(receive) = &document.receive {
             let said = said_for_all(file);
             let path = self.file();
-            self.stock_senders(receive, &[], |key, flag| {
+            self.full_requests(receive, &[], |key, flag| {
                 let key = format!("receive.limits.{key}");
                 if said.contains_key(&key) {
                     (path.clone(), format!("`{key}`"))
@@ -154,8 +183,8 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// Limits under which requests as senders make them are refused for ever. `at` says where a key or flag stands.
-    fn stock_senders(&mut self, receive: &Receive, exempt: &[ExemptFrom], at: impl Fn(&str, &str) -> (String, String)) {
+    /// Limits under which requests as full as senders may make them are refused for ever. `at` says where a key or flag stands.
+    fn full_requests(&mut self, receive: &Receive, exempt: &[ExemptFrom], at: impl Fn(&str, &str) -> (String, String)) {
         let Some(limits) = &receive.limits else { return };
         let sizes = [
             ("samples", "", "samples", limits.samples.map_or(0, |limit| limit.0)),
@@ -170,8 +199,8 @@ impl<'d> Checker<'d> {
                 self.warn(
                     &place,
                     format_args!(
-                        "{key} lets {limit} {of_what} pass; a sender that packs {SAMPLES_PER_SEND} samples into a request, as stock ones do, \
-                         may be refused for ever"
+                        "{key} lets {limit} {of_what} pass; senders of this fleet may pack {SAMPLES_PER_SEND} samples into a request, and \
+                         such a one may be refused for ever"
                     ),
                 );
             }
@@ -211,7 +240,6 @@ impl<'d> Checker<'d> {
         let document = self.document;
         let Some(overrides) = &document.overrides else { return };
         let base = base(document);
-        // It is not known which cluster is of which account: what is said of one may go over what is said of any other.
         let by_account = said_by_any(overrides.accounts.as_ref());
         let by_cluster = said_by_any(overrides.clusters.as_ref());
         for (whose, of) in [(Whose::Account, &overrides.accounts), (Whose::Cluster, &overrides.clusters)] {
@@ -219,14 +247,16 @@ impl<'d> Checker<'d> {
                 let place = self.sources.place(&group.place);
                 let name = format!("the override of {}", group.named(whose));
                 let said = said_in(group.value);
-                let goes_over = |key| whose == Whose::Cluster && by_account.contains(key);
+                let elsewhere = Elsewhere { whose, by_account: &by_account, by_cluster: &by_cluster };
+                let holds_anyway = |key: &str, value| {
+                    base.get(key) == Some(value) && elsewhere.leaves_common(key) && !elsewhere.may_exempt(key)
+                };
                 if said.is_empty() {
                     self.warn(&place, format_args!("{name} says nothing"));
-                } else if said.iter().all(|(key, value)| base.get(key) == Some(value) && !goes_over(key)) {
+                } else if said.iter().all(|(key, value)| holds_anyway(key, value)) {
                     self.warn(&place, format_args!("{name} changes nothing: it says what holds anyway"));
                 }
-                let brings_back = |key| whose == Whose::Account && by_cluster.contains(key);
-                self.within(group.value, &place, &name, &said, brings_back);
+                self.within(group.value, &place, &name, &said, elsewhere);
             }
         }
         if let Some(clusters) = &overrides.clusters {
@@ -234,21 +264,13 @@ impl<'d> Checker<'d> {
         }
     }
 
-    /// What is wrong with an override in itself. `brings_back` says whether somebody may not be held to its `denied` or `exempt`,
-    /// but to its other keys.
-    fn within(
-        &mut self,
-        value: &'d Override,
-        place: &str,
-        name: &str,
-        said: &Said,
-        brings_back: impl Fn(&'static str) -> bool,
-    ) {
+    /// What is wrong with an override in itself.
+    fn within(&mut self, value: &'d Override, place: &str, name: &str, said: &Said, elsewhere: Elsewhere<'_>) {
         let keys_without_effect = |is_one: &dyn Fn(&str) -> bool| -> Vec<String> {
             said.keys().filter(|key| is_one(key)).map(|key| format!("`{key}`")).collect()
         };
         match &value.denied {
-            Some(Denied::Because { until: None, .. }) if !brings_back("denied") => {
+            Some(Denied::Because { until: None, .. }) if !elsewhere.may_be_replaced("denied") => {
                 let keys = keys_without_effect(&|key| key != "denied");
                 if !keys.is_empty() {
                     self.warn(place, format_args!("{name} has `denied`, so {} no effect", have(&keys)));
@@ -261,34 +283,41 @@ impl<'d> Checker<'d> {
             }
             _ => {}
         }
-        let exempt = value.exempt.as_deref().filter(|_| !brings_back("exempt")).unwrap_or_default();
+        let exempt = value.exempt.as_deref().filter(|_| !elsewhere.may_be_replaced("exempt")).unwrap_or_default();
         let keys = keys_without_effect(&|key| exempt.iter().any(|kind| lifts(*kind, key)));
         if !keys.is_empty() {
             self.warn(place, format_args!("{name} has `exempt`, so {} no effect", have(&keys)));
         }
-        self.sections_of(value, place, name, exempt);
+        self.sections_of(value, place, name, exempt, elsewhere);
     }
 
     /// What is wrong with what holds in place of the common sections. What it is exempt from does not hold.
-    fn sections_of(&mut self, value: &'d Override, place: &str, name: &str, exempt: &[ExemptFrom]) {
+    fn sections_of(
+        &mut self,
+        value: &'d Override,
+        place: &str,
+        name: &str,
+        exempt: &[ExemptFrom],
+        elsewhere: Elsewhere<'_>,
+    ) {
         let document = self.document;
         let allowlists = !exempt.contains(&ExemptFrom::Allowlist);
         if let Some(own) = &value.upload {
             self.allowlist(Endpoint::Upload, own.allowlist.as_ref().filter(|_| allowlists));
             if own.set.is_some() || own.elide.is_some() {
-                let common = document.upload.as_ref();
-                let set = own.set.as_ref().or_else(|| common?.set.as_ref());
-                self.labels(set, own.elide.as_ref().or_else(|| common?.elide.as_ref()));
+                let common = |key| document.upload.as_ref().filter(|_| elsewhere.leaves_common(key));
+                let set = own.set.as_ref().or_else(|| common("upload.set")?.set.as_ref());
+                self.labels(set, own.elide.as_ref().or_else(|| common("upload.elide")?.elide.as_ref()));
             }
         }
         if let Some(own) = &value.receive {
             self.allowlist(Endpoint::Receive, own.allowlist.as_ref().filter(|_| allowlists));
             if own.set.is_some() || own.elide.is_some() {
-                let common = document.receive.as_ref();
-                let set = own.set.as_ref().or_else(|| common?.set.as_ref());
-                self.labels(set, own.elide.as_ref().or_else(|| common?.elide.as_ref()));
+                let common = |key| document.receive.as_ref().filter(|_| elsewhere.leaves_common(key));
+                let set = own.set.as_ref().or_else(|| common("receive.set")?.set.as_ref());
+                self.labels(set, own.elide.as_ref().or_else(|| common("receive.elide")?.elide.as_ref()));
             }
-            self.stock_senders(own, exempt, |key, _| (place.to_owned(), format!("`receive.limits.{key}` in {name}")));
+            self.full_requests(own, exempt, |key, _| (place.to_owned(), format!("`receive.limits.{key}` in {name}")));
         }
     }
 

@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{said, without_null};
 
-/// How many samples a stock sender of this fleet packs into a request: a burst below that would refuse such a request for ever.
+/// How many samples senders of this fleet may pack into a request, as they are configured: a burst below that would refuse such a
+/// request for ever.
 pub(in crate::config) const SAMPLES_PER_SEND: u32 = 10_000;
 /// A burst is what the rate gives in so many seconds: a scrape's worth of requests comes at once, and then nothing until the next.
 const BURST_SECONDS: f64 = 10.0;
