@@ -51,9 +51,13 @@ async fn printed(more: &[&str]) -> Value {
 
 /// The warnings for a policy file with this text, as `policy.yaml`, without those of every gateway without keys.
 async fn warnings(text: &str, more: &[&str]) -> Vec<String> {
+    warnings_with(text, &[&LEAST, more].concat()).await
+}
+
+async fn warnings_with(text: &str, flags: &[&str]) -> Vec<String> {
     let files = Files::new();
     let path = files.with("policy.yaml", text);
-    let exit = check(&args(&[&[format!("--policy={path}").as_str()], more].concat())).await;
+    let exit = check(&[&[format!("--policy={path}").as_str()], flags].concat()).await;
     assert_eq!(exit.code(), 0, "{exit:?}");
     let lines =
         exit.stderr.lines().map(|line| line.strip_prefix("warning: ").expect(line).replace(&path, "policy.yaml"));
@@ -316,6 +320,74 @@ overrides:
          warning: {rules}:4: rule `a{{b=\"c\"}}` is contained in `a` ({rules}:3)\n"
     );
     assert!(exit.stderr.starts_with(&expected), "{exit:?}");
+}
+
+/// Who shares a list must all be able to do without a rule of it.
+#[tokio::test]
+async fn rules_are_looked_into_by_who_is_held_to_them() {
+    let never = "can never match: no value of label";
+    let ruled_out = "can never match: `require` demands another value of label `env`";
+    let rows: &[(&str, &[&str], &[String])] = &[
+        // What `require` rules out.
+        (
+            "receive: {require: {env: prod}, allowlist: ['up{env=\"dev\"}', foo, 'foo{env!~\"p.*\"}', 'bar{env=\"prod\"}', 'up{env=\"\"}']}",
+            &["--whitelist=a"],
+            &[
+                format!("policy.yaml:1:45: rule `up{{env=\"dev\"}}` {ruled_out}"),
+                format!("policy.yaml:1:67: rule `foo{{env!~\"p.*\"}}` {ruled_out}"),
+                format!("policy.yaml:1:105: rule `up{{env=\"\"}}` {ruled_out}"),
+            ],
+        ),
+        ("receive: {require: {env: prod}}", &["--whitelist=up{env=\"dev\"}", "--whitelist=foo"], &[]),
+        (
+            "receive: {require: {env: prod}, allowlist: ['up{env=\"dev\"}', foo]}\noverrides: {clusters: {c1: {receive: {require: {}}}}}",
+            &["--whitelist=a"],
+            &[],
+        ),
+        (
+            "receive: {require: {env: prod}}\noverrides:\n  accounts: {a1: {receive: {require: {env: dev}, allowlist: [a, 'up{env=\"prod\"}']}}}\n  clusters: {c1: {receive: {allowlist: [b, 'up{env=\"dev\"}']}}}",
+            &["--whitelist=a"],
+            &[format!("policy.yaml:3:65: rule `up{{env=\"prod\"}}` {ruled_out}")],
+        ),
+        (
+            "receive: {require: {env: prod}}\noverrides:\n  accounts: {a1: {receive: {require: {env: dev}, allowlist: [a, 'up{env=\"prod\"}']}}}\n  clusters: {c1: {receive: {require: {env: prod}}}}",
+            &["--whitelist=a"],
+            &["policy.yaml:4:14: the override of cluster `c1` changes nothing: it says what holds anyway".to_owned()]
+                [..0],
+        ),
+        // A list of which nothing is left is not one to remove rules from.
+        (
+            "upload: {allowlist: ['up{_id=\"\"}', 'up{_id=\"\"}', 'a{b=\"\",b=\"c\"}']}\nreceive: {require: {env: prod}, allowlist: ['up{env=\"dev\"}', 'up{a=\"\",a=\"b\"}']}",
+            &[],
+            &[
+                "policy.yaml:1:21: no rule of this allowlist can ever match, so no series passes".to_owned(),
+                "policy.yaml:2:44: no rule of this allowlist can ever match, so no series passes".to_owned(),
+            ],
+        ),
+    ];
+    for (text, flags, expected) in rows {
+        assert_eq!(warnings(text, flags).await, *expected, "{text}");
+    }
+
+    // The endpoints' series may carry different labels.
+    let files = Files::new();
+    let data =
+        json!({ "config": { "secret_header": "x-secret", "common_name_header": "x-cn" }, "secret": "s".repeat(32) });
+    let client_info = format!("--client-info-data-file={}", files.with("client-info.json", &data.to_string()));
+    let flags = ["--forward-url=http://localhost:1", "--client-info-subject-label=cn", &client_info];
+    let shared = ["--whitelist=up{_id=\"\"}", "--whitelist=up{cn=\"\"}", "--whitelist=up{a=\"\",a=\"b\"}"];
+    assert_eq!(
+        warnings_with("{}", &[flags, shared].concat()).await,
+        [format!("--whitelist: rule `up{{a=\"\",a=\"b\"}}` {never} `a` meets all it asks for")]
+    );
+    let text = "upload: {allowlist: [a, 'up{_id=\"\"}', 'up{cn=\"\"}']}\nreceive: {allowlist: [b, 'up{_id=\"\"}', 'up{cn=\"\"}']}";
+    assert_eq!(
+        warnings_with(text, &flags).await,
+        [
+            format!("policy.yaml:1:25: rule `up{{_id=\"\"}}` {never} `_id` meets all it asks for"),
+            format!("policy.yaml:2:40: rule `up{{cn=\"\"}}` {never} `cn` meets all it asks for"),
+        ]
+    );
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use infogw_layers::policy::Endpoint;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::rules::Rules;
+use super::rules::{Rules, Use};
 use crate::{
     config::{
         Config, Flags, PolicyFlags, PolicySources, RateFlags,
@@ -29,10 +29,15 @@ const SAMPLES_PER_SEND: u32 = SampleRate::LEAST_BURST;
 /// A line for each thing to warn of, in the order of the file.
 pub(super) fn warnings(config: &Config, flags: &Flags, written: &Written, now: SystemTime) -> Vec<String> {
     let Written { file, document } = written;
+    let overrides = document.overrides.as_ref();
+    let by_account = said_by_any(overrides.and_then(|overrides| overrides.accounts.as_ref()));
+    let by_cluster = said_by_any(overrides.and_then(|overrides| overrides.clusters.as_ref()));
     let mut checker = Checker {
         sources: &config.policy_sources,
         rules: Rules::new(&config.policy_sources),
         document,
+        by_account: &by_account,
+        by_cluster: &by_cluster,
         now,
         warnings: Vec::new(),
     };
@@ -40,16 +45,18 @@ pub(super) fn warnings(config: &Config, flags: &Flags, written: &Written, now: S
     checker.sections(file);
     checker.tenants();
     checker.overrides();
-    checker.warnings.extend(gateway::warnings(config).into_iter().map(
-        |gateway::Warning { route, text }| match route {
-            Some(route) => format!("{route}: {text}"),
-            None => text.into_owned(),
-        },
-    ));
+    let Checker { rules, warnings, .. } = checker;
+    let told = warnings.into_iter().flat_map(|warning| match warning {
+        Warning::Line(line) => vec![line],
+        Warning::Rules(list) => rules.warnings(list),
+    });
+    let of_any = gateway::warnings(config).into_iter().map(|gateway::Warning { route, text }| match route {
+        Some(route) => format!("{route}: {text}"),
+        None => text.into_owned(),
+    });
     // Endpoints share what flags say.
     let mut seen = HashSet::new();
-    checker.warnings.retain(|warning| seen.insert(warning.clone()));
-    checker.warnings
+    told.chain(of_any).filter(|line| seen.insert(line.clone())).collect()
 }
 
 struct Checker<'d> {
@@ -57,8 +64,19 @@ struct Checker<'d> {
     rules: Rules<'d>,
     /// What holds.
     document: &'d Document,
+    /// Keys that are said of any account.
+    by_account: &'d HashSet<String>,
+    /// Keys that are said of any cluster.
+    by_cluster: &'d HashSet<String>,
     now: SystemTime,
-    warnings: Vec<String>,
+    warnings: Vec<Warning<'d>>,
+}
+
+/// What to warn of at this point.
+enum Warning<'d> {
+    Line(String),
+    /// Whatever there is to say of these, once it is known who is held to them.
+    Rules(&'d At<Vec<At<Rule>>>),
 }
 
 /// Whose overrides these are.
@@ -108,7 +126,7 @@ impl Elsewhere<'_> {
 
 impl<'d> Checker<'d> {
     fn warn(&mut self, place: &str, what: impl std::fmt::Display) {
-        self.warnings.push(format!("{place}: {what}"));
+        self.warnings.push(Warning::Line(format!("{place}: {what}")));
     }
 
     /// The policy file, where it is not known what line.
@@ -133,8 +151,12 @@ impl<'d> Checker<'d> {
     fn sections(&mut self, file: &Document) {
         let document = self.document;
         let (upload, receive) = (document.upload.as_ref(), document.receive.as_ref());
-        self.allowlist(Endpoint::Upload, upload.and_then(|section| section.allowlist.as_ref()));
-        self.allowlist(Endpoint::Receive, receive.and_then(|section| section.allowlist.as_ref()));
+        self.allowlist(Endpoint::Upload, upload.and_then(|section| section.allowlist.as_ref()), None);
+        if let Some(receive) = receive {
+            // Some may be held to these rules whose series carry something else.
+            let others = self.by_account.contains("receive.require") || self.by_cluster.contains("receive.require");
+            self.allowlist(Endpoint::Receive, receive.allowlist.as_ref(), receive.require.as_ref().filter(|_| !others));
+        }
         let upload = upload.map(|section| (section.set.as_ref(), section.elide.as_ref()));
         let receive = receive.map(|section| (section.set.as_ref(), section.elide.as_ref()));
         for (set, elide) in upload.into_iter().chain(receive) {
@@ -154,14 +176,17 @@ impl<'d> Checker<'d> {
         }
     }
 
-    fn allowlist(&mut self, endpoint: Endpoint, rules: Option<&'d At<Vec<At<Rule>>>>) {
+    /// Notes that the series that come to this list carry `require`.
+    fn allowlist(&mut self, endpoint: Endpoint, list: Option<&'d At<Vec<At<Rule>>>>, require: Option<&'d At<Labels>>) {
         let subject = self.sources.subject();
         let label = match endpoint {
             Endpoint::Upload => &subject.partition_label,
             Endpoint::Receive => &subject.receive_label,
         };
-        if let Some(rules) = rules {
-            self.warnings.extend(self.rules.warnings(&rules.value, label));
+        if let Some(list) = list
+            && self.rules.note(list, Use { label, require: require.map(|require| &require.value) })
+        {
+            self.warnings.push(Warning::Rules(list));
         }
     }
 
@@ -240,14 +265,13 @@ impl<'d> Checker<'d> {
         let document = self.document;
         let Some(overrides) = &document.overrides else { return };
         let base = base(document);
-        let by_account = said_by_any(overrides.accounts.as_ref());
-        let by_cluster = said_by_any(overrides.clusters.as_ref());
+        let (by_account, by_cluster) = (self.by_account, self.by_cluster);
         for (whose, of) in [(Whose::Account, &overrides.accounts), (Whose::Cluster, &overrides.clusters)] {
             for group in of.iter().flat_map(groups) {
                 let place = self.sources.place(&group.place);
                 let name = format!("the override of {}", group.named(whose));
                 let said = said_in(group.value);
-                let elsewhere = Elsewhere { whose, by_account: &by_account, by_cluster: &by_cluster };
+                let elsewhere = Elsewhere { whose, by_account, by_cluster };
                 let holds_anyway = |key: &str, value| {
                     base.get(key) == Some(value) && elsewhere.leaves_common(key) && !elsewhere.may_exempt(key)
                 };
@@ -303,7 +327,7 @@ impl<'d> Checker<'d> {
         let document = self.document;
         let allowlists = !exempt.contains(&ExemptFrom::Allowlist);
         if let Some(own) = &value.upload {
-            self.allowlist(Endpoint::Upload, own.allowlist.as_ref().filter(|_| allowlists));
+            self.allowlist(Endpoint::Upload, own.allowlist.as_ref().filter(|_| allowlists), None);
             if own.set.is_some() || own.elide.is_some() {
                 let common = |key| document.upload.as_ref().filter(|_| elsewhere.leaves_common(key));
                 let set = own.set.as_ref().or_else(|| common("upload.set")?.set.as_ref());
@@ -311,7 +335,10 @@ impl<'d> Checker<'d> {
             }
         }
         if let Some(own) = &value.receive {
-            self.allowlist(Endpoint::Receive, own.allowlist.as_ref().filter(|_| allowlists));
+            let common = || document.receive.as_ref().filter(|_| elsewhere.leaves_common("receive.require"));
+            let require = own.require.as_ref().or_else(|| common()?.require.as_ref());
+            let require = require.filter(|_| !elsewhere.may_be_replaced("receive.require"));
+            self.allowlist(Endpoint::Receive, own.allowlist.as_ref().filter(|_| allowlists), require);
             if own.set.is_some() || own.elide.is_some() {
                 let common = |key| document.receive.as_ref().filter(|_| elsewhere.leaves_common(key));
                 let set = own.set.as_ref().or_else(|| common("receive.set")?.set.as_ref());
