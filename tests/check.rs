@@ -227,6 +227,18 @@ async fn secrets_are_not_printed() {
     assert_eq!(shown[2]["redis"], json!(["redis://me:<hidden>@a:1/2", "redis://me:<hidden>@b:1/2"]));
     assert_eq!(shown[2]["redis-sentinel-password"], "<hidden>");
     assert_eq!(shown[3]["redis"], json!(["redis+unix:///a?db=3&user=<hidden>&pass=<hidden>"]));
+
+    let exit = check(&[
+        "--forward-url=http://localhost:1/{tenant}/?token=hush&tenant={tenant}&hush&mixed={tenant}hush",
+        "--receive-tenant-id=t",
+        "--authorize=https://localhost:2/a?key=hush=",
+    ])
+    .await;
+    assert!(exit.code() == 0 && !exit.stdout.contains("hush") && !exit.stderr.contains("hush"), "{exit:?}");
+    let flags = serde_saphyr::from_str::<Value>(&exit.stdout).unwrap()["flags"].clone();
+    let forward = "http://localhost:1/{tenant}/?token=<hidden>&tenant={tenant}&<hidden>&mixed=<hidden>";
+    assert_eq!(flags["forward-url"], forward);
+    assert_eq!(flags["authorize"], "https://localhost:2/a?key=<hidden>");
 }
 
 /// The same line and exit code as the gateway's.

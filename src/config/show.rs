@@ -37,13 +37,13 @@ impl ShownFlags {
         show!(shown, flags, Flags {
             listen: text("0.0.0.0:9003"),
             listen_internal: text("localhost:9004"),
-            authorize: unset,
+            authorize: url,
             insecure_accept_any_token: switch,
             shared_key: list,
             token_expire_seconds: number(86_400),
             partition_label: text("_id"),
             tenant_key: unset,
-            forward_url: unset,
+            forward_url: url,
             limit_in_flight: number(1024),
             log_level: text("info"),
             verbose: switch,
@@ -85,7 +85,7 @@ impl ShownFlags {
             shown,
             oidc,
             OidcFlags {
-                oidc_issuer: unset,
+                oidc_issuer: url,
                 client_id: unset,
                 client_secret: secret,
                 client_secret_file: unset,
@@ -156,6 +156,11 @@ fn unset(value: &Option<String>) -> Value {
     said(value).into()
 }
 
+/// A URL with a user or password is not taken, but keys may stand in its query.
+fn url(value: &Option<String>) -> Value {
+    said(value).map(|url| hidden_in_query(url, |_, value| value == "{tenant}")).into()
+}
+
 fn text(default: &str) -> impl Fn(&Option<String>) -> Value {
     move |value| said(value).unwrap_or(default).into()
 }
@@ -208,7 +213,7 @@ fn urls(values: &[String]) -> Value {
 /// The URL of a server of Redis without its password.
 fn hidden(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (place, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
     // Whatever stands before the last @ may be of a password that has one, too.
     let place = match place.rsplit_once('@') {
         None => place.to_owned(),
@@ -217,12 +222,18 @@ fn hidden(url: &str) -> String {
             None => format!("{HIDDEN}@{place}"),
         },
     };
+    hidden_in_query(&format!("{scheme}://{place}{query}"), |key, _| matches!(key, "db" | "protocol"))
+}
+
+/// The URL without the values in its query, but for those that may be shown.
+fn hidden_in_query(url: &str, may_be_shown: impl Fn(&str, &str) -> bool) -> String {
+    let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
     let shown = |pair: &str| match pair.split_once('=') {
-        Some((key @ ("db" | "protocol"), value)) => format!("{key}={value}"),
+        Some((key, value)) if may_be_shown(key, value) => pair.to_owned(),
         Some((key, _)) => format!("{key}={HIDDEN}"),
+        None if may_be_shown("", pair) => pair.to_owned(),
         None => HIDDEN.to_owned(),
     };
     let query: Vec<_> = query.split('&').filter(|pair| !pair.is_empty()).map(shown).collect();
-    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-    format!("{scheme}://{place}{query}")
+    if query.is_empty() { place.to_owned() } else { format!("{place}?{}", query.join("&")) }
 }
