@@ -112,23 +112,21 @@ impl<'d> Said<'d> {
     }
 
     fn allowlist(&self, document: &Document, endpoint: Endpoint) -> Allowlist {
-        // The more specific word, whole.
-        let words = [self.cluster, self.account].into_iter().flatten();
-        let exempt = words.clone().find_map(|own| own.exempt.as_ref());
-        if exempt.is_some_and(|kinds| kinds.contains(&ExemptFrom::Allowlist)) {
-            return Allowlist::Exempt;
-        }
-        let (own, common) = match endpoint {
-            Endpoint::Upload => (
-                words.clone().find_map(|own| own.upload.as_ref()?.allowlist.as_ref()),
-                document.upload.as_ref().and_then(|section| section.allowlist.as_ref()),
-            ),
-            Endpoint::Receive => (
-                words.clone().find_map(|own| own.receive.as_ref()?.allowlist.as_ref()),
-                document.receive.as_ref().and_then(|section| section.allowlist.as_ref()),
-            ),
+        let upload = document.upload.as_ref().and_then(|section| section.allowlist.as_ref());
+        let receive = document.receive.as_ref().and_then(|section| section.allowlist.as_ref());
+        let (common, own): (_, fn(&'d Override) -> Option<&'d At<Vec<At<Rule>>>>) = match endpoint {
+            Endpoint::Upload => (upload, |own| own.upload.as_ref()?.allowlist.as_ref()),
+            Endpoint::Receive => (receive, |own| own.receive.as_ref()?.allowlist.as_ref()),
         };
-        own.or(common).map_or(Allowlist::Absent, |rules| Allowlist::Rules(rules.clone()))
+        // None: nothing is said of that.
+        let exempt = |own: Option<&Override>| Some(own?.exempt.as_ref()?.contains(&ExemptFrom::Allowlist));
+        let rules = |rules: &At<Vec<At<Rule>>>| Allowlist::Rules(rules.clone());
+        match (exempt(self.cluster), self.cluster.and_then(own)) {
+            (Some(true), _) => Allowlist::Exempt,
+            (_, Some(clusters)) => rules(clusters),
+            (None, None) if exempt(self.account) == Some(true) => Allowlist::Exempt,
+            _ => self.account.and_then(own).or(common).map_or(Allowlist::Absent, rules),
+        }
     }
 
     /// The keys that hold at `endpoint`: of the account those that the cluster says nothing of.
