@@ -20,7 +20,7 @@ pub struct AuthorizationFlags {
     /// How long an expired grant serves on while the authorizer is down; 0 turns it off [default: 24h].
     #[arg(long, value_name = "DURATION")]
     pub authorize_cache_grace: Option<String>,
-    /// Memory for the authorizer's grants, and as much for verified upload tokens; a cluster takes about 370 bytes [default: 419430400].
+    /// Memory for the authorizer's grants, and as much for verified upload tokens; a cluster takes about 410 bytes [default: 419430400].
     #[arg(long, value_name = "BYTES")]
     pub authorize_cache_bytes: Option<String>,
 }
