@@ -292,7 +292,11 @@ async fn warnings_can_be_denied() {
     assert!(!printed.is_empty());
     let help = check(&["--help"]).await;
     assert!(help.stdout.contains("\n  1   there is something to warn of, and --deny-warnings is given\n"), "{help:?}");
-    assert!(help.stdout.contains("\n  64  a flag is wrong\n") && help.stdout.contains("--limit-series"), "{help:?}");
+    assert!(
+        help.stdout.contains("\n  64  a flag, or a file that it names, is wrong\n")
+            && help.stdout.contains("--limit-series"),
+        "{help:?}"
+    );
 }
 
 #[tokio::test]

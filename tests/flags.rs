@@ -314,7 +314,12 @@ async fn help_and_version() {
     for default in ["0.0.0.0:9003", "localhost:9004", "_id", "4m30s", "512000", "131072", "86400", "info"] {
         assert!(exit.stdout.contains(&format!("[default: {default}]")), "{default}");
     }
-    for told in ["  dev ", "  token ", "  completions ", "Exit codes:\n  0   done\n  64  a flag is wrong\n  69  "] {
+    for told in [
+        "  dev ",
+        "  token ",
+        "  completions ",
+        "Exit codes:\n  0   done\n  64  a flag, or a file that it names, is wrong\n  69  ",
+    ] {
         assert!(exit.stdout.contains(told), "{told}");
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     version,
     args_conflicts_with_subcommands = true,
     args_override_self = true,
-    after_help = Exit::help(&[])
+    after_help = Exit::help(&[Exit::USAGE_WITH_FILES])
 )]
 pub struct CommandLine {
     /// What to do instead.
@@ -91,11 +91,11 @@ pub enum Exit {
     Done = 0,
     /// The command did its work, and what it found is what it is there to warn of.
     Negative = 1,
-    /// A wrong flag (`EX_USAGE`).
+    /// A wrong flag of the gateway's, or file that it names; a wrong flag of a command's (`EX_USAGE`).
     Usage = 64,
     /// Input that does not read as what it should be (`EX_DATAERR`).
     Data = 65,
-    /// Input that is not there (`EX_NOINPUT`).
+    /// A command's own input that is not there (`EX_NOINPUT`).
     NoInput = 66,
     /// Something that is needed is not to be had (`EX_UNAVAILABLE`).
     Unavailable = 69,
@@ -107,14 +107,18 @@ impl Exit {
         self as u8
     }
 
-    /// The end of a command's `--help`: the codes that every command has, and its `own`.
+    /// Of the gateway's flags: what files they name is read as they are, and is wrong as they are.
+    pub const USAGE_WITH_FILES: (Exit, &str) = (Exit::Usage, "a flag, or a file that it names, is wrong");
+
+    /// The end of a command's `--help`: the codes that every command has, and its `own`, which may be one of these told otherwise.
     pub fn help(own: &[(Exit, &str)]) -> String {
         let common = [
             (Exit::Done, "done"),
             (Exit::Usage, "a flag is wrong"),
             (Exit::Unavailable, "something that is needed is not to be had"),
         ];
-        let mut codes: Vec<_> = common.iter().chain(own).map(|(exit, when)| (exit.code(), when)).collect();
+        let common = common.iter().filter(|(exit, _)| own.iter().all(|(other, _)| other != exit));
+        let mut codes: Vec<_> = common.chain(own).map(|(exit, when)| (exit.code(), when)).collect();
         codes.sort_unstable();
         let lines: Vec<_> = codes.iter().map(|(code, when)| format!("  {code:<4}{when}")).collect();
         format!("Exit codes:\n{}", lines.join("\n"))
@@ -260,6 +264,7 @@ mod tests {
         assert_eq!(told(Exit::help(&[])), [0, 64, 69]);
         let own = [(Exit::NoInput, "x"), (Exit::Negative, "y"), (Exit::Data, "z")];
         assert_eq!(told(Exit::help(&own)), [0, 1, 64, 65, 66, 69]);
+        assert_eq!(told(Exit::help(&[Exit::USAGE_WITH_FILES])), [0, 64, 69]);
     }
 
     #[test]

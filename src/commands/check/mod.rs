@@ -54,7 +54,10 @@ enum Format {
 
 /// The end of `--help`.
 pub fn exit_codes() -> String {
-    Exit::help(&[(Exit::Negative, "there is something to warn of, and --deny-warnings is given")])
+    Exit::help(&[
+        (Exit::Negative, "there is something to warn of, and --deny-warnings is given"),
+        Exit::USAGE_WITH_FILES,
+    ])
 }
 
 /// What a gateway with these flags would go by.

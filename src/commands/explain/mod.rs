@@ -26,13 +26,14 @@ const LARGEST_INPUT: usize = 64 << 20;
 const LARGEST_DECODED: usize = 256 << 20;
 
 /// The codes that this command has besides the common ones.
-pub const EXITS: [(Exit, &str); 3] = [
+pub const EXITS: [(Exit, &str); 4] = [
+    Exit::USAGE_WITH_FILES,
     (
         Exit::Negative,
         "the sender would hear a refusal, of the request or of series in it; that series are dropped is none",
     ),
     (Exit::Data, "the input does not read as what it should be"),
-    (Exit::NoInput, "a file cannot be read"),
+    (Exit::NoInput, "the input, or the token to fetch it with, cannot be read"),
 ];
 
 /// Flags of `explain`. Of the gateway's those count that say what the policy is.
