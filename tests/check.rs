@@ -544,7 +544,7 @@ async fn what_is_seldom_meant_is_told() {
             "tenants: {upload: {header: a, url: b}, receive: c,\n  accounts: {a1: {header: d, url: e}, a2: f}}",
             &["--whitelist=a"],
             &[
-                "policy.yaml: tenants.upload has a `url` of its own, and --forward-url has no `{tenant}` to stand for it",
+                "policy.yaml:1:19: tenants.upload has a `url` of its own, and --forward-url has no `{tenant}` to stand for it",
                 "policy.yaml:2:14: the tenant of account `a1` has a `url` of its own, and --forward-url has no `{tenant}` to stand for it",
             ],
         ),
