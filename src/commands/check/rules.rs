@@ -71,7 +71,7 @@ impl<'d> Rules<'d> {
                     told.extend(self.line(
                         rules,
                         this,
-                        format!("can never match: `require` demands another value of label `{label}`"),
+                        &format!("can never match: `require` demands another value of label `{label}`"),
                     ));
                 }
                 _ => told.extend(finding.and_then(|finding| self.told(rules, finding))),
@@ -81,13 +81,13 @@ impl<'d> Rules<'d> {
         told
     }
 
-    fn line(&self, rules: List<'_>, this: usize, what: String) -> Option<String> {
+    fn line(&self, rules: List<'_>, this: usize, what: &str) -> Option<String> {
         let At { value: Rule(rule), place } = rules.get(this)?;
         Some(format!("{}: rule `{rule}` {what}", self.sources.place(place)))
     }
 
     fn told(&self, rules: List<'_>, finding: &Finding) -> Option<String> {
-        let line = |this: usize, what: String| self.line(rules, this, what);
+        let line = |this: usize, what: String| self.line(rules, this, &what);
         let other = |index: usize| {
             let At { value: Rule(rule), place } = rules.get(index)?;
             Some(format!("`{rule}` ({})", self.sources.place(place)))
