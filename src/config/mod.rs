@@ -245,8 +245,8 @@ pub(crate) fn number(flag: &str, value: Option<String>, default: usize) -> Resul
 }
 
 pub(crate) fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
-    // What stands before an @ may be a password.
-    let shown = if value.contains('@') { "the value".to_owned() } else { format!("`{value}`") };
+    // What stands before an @ may be a password, and in a query a key.
+    let shown = if value.contains(['@', '?']) { "the value".to_owned() } else { format!("`{value}`") };
     let url: Uri = value.parse().map_err(|error| ConfigError(format!("{flag}: {shown} is not a URL: {error}")))?;
     match (url.scheme_str(), url.authority()) {
         (_, Some(authority)) if authority.as_str().contains('@') => {

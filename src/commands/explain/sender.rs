@@ -92,6 +92,9 @@ struct Said<'d> {
     tenants: [bool; 2],
 }
 
+/// Reads an override's allowlist at one endpoint.
+type OwnRules<'d> = fn(&'d Override) -> Option<&'d At<Vec<At<Rule>>>>;
+
 impl<'d> Said<'d> {
     fn of(document: &'d Document, identity: &Identity) -> Self {
         let (account, cluster) = (identity.account.as_deref(), identity.cluster.as_str());
@@ -114,7 +117,7 @@ impl<'d> Said<'d> {
     fn allowlist(&self, document: &Document, endpoint: Endpoint) -> Allowlist {
         let upload = document.upload.as_ref().and_then(|section| section.allowlist.as_ref());
         let receive = document.receive.as_ref().and_then(|section| section.allowlist.as_ref());
-        let (common, own): (_, fn(&'d Override) -> Option<&'d At<Vec<At<Rule>>>>) = match endpoint {
+        let (common, own): (_, OwnRules<'d>) = match endpoint {
             Endpoint::Upload => (upload, |own| own.upload.as_ref()?.allowlist.as_ref()),
             Endpoint::Receive => (receive, |own| own.receive.as_ref()?.allowlist.as_ref()),
         };
