@@ -134,9 +134,11 @@ expires:             {expires}"
         "issued_at": issued,
         "not_before": issued,
         "expires_at": expires,
-        "valid_now": true,
+        "valid_now": null,
     });
     assert_eq!(serde_json::from_str::<Value>(&read).unwrap(), expected);
+    let verified = succeeded(run(&["token", "read", "-ojson", &shared], token.as_bytes()).await);
+    assert_eq!(serde_json::from_str::<Value>(&verified).unwrap()["valid_now"], true);
     let read = succeeded(run(&["token", "read"], token.as_bytes()).await);
     assert!(
         read.contains("signature:           not verified\n")
@@ -224,6 +226,8 @@ async fn what_upload_refuses_is_told_in_the_gateways_words() {
         let without: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|_| panic!("{case}: {exit:?}"));
         assert_eq!(without["signature"], "not_verified", "{case}");
         let takes_a_key = signature == "wrong" && case != "no algorithm";
+        let valid = if takes_a_key { Value::Null } else { json!(false) };
+        assert_eq!(without["valid_now"], valid, "{case}");
         let (code, refused) = if takes_a_key { (0, &Value::Null) } else { (1, &read["refused"]) };
         assert_eq!((exit.code(), &without["refused"]), (code, refused), "{case}");
     }
@@ -256,6 +260,7 @@ async fn what_receive_refuses_is_told_in_the_gateways_words() {
         let exit = run(&["token", "read", "--output=json"], token.as_bytes()).await;
         let read: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|_| panic!("{case}: {exit:?}"));
         assert_eq!((exit.code(), &read["refused"]), (1, &json!(answer.reason())), "{case}");
+        assert_eq!(read["valid_now"], false, "{case}");
         assert!(!exit.stdout.contains(PULL_SECRET), "{exit:?}");
     }
 }
@@ -275,9 +280,9 @@ valid now:           yes, if the authorizer grants it";
         hidden.replace("hidden: --show-secrets shows it", PULL_SECRET).replace("n, org", "n=7, org=\"hidden-org\"");
     assert_eq!(succeeded(run(&["token", "read", "--show-secrets"], token.as_bytes()).await), shown);
     let json = |read: String| serde_json::from_str::<Value>(&read).unwrap();
-    let hidden = json!({ "kind": "receive", "cluster": "c1", "fields": ["n", "org"] });
+    let hidden = json!({ "kind": "receive", "cluster": "c1", "fields": ["n", "org"], "valid_now": null });
     assert_eq!(json(succeeded(run(&["token", "read", "-o=json"], token.as_bytes()).await)), hidden);
-    let shown = json!({ "kind": "receive", "cluster": "c1", "authorization_token": PULL_SECRET, "fields": { "n": 7, "org": "hidden-org" } });
+    let shown = json!({ "kind": "receive", "cluster": "c1", "authorization_token": PULL_SECRET, "fields": { "n": 7, "org": "hidden-org" }, "valid_now": null });
     assert_eq!(json(succeeded(run(&["token", "read", "-o=json", "--show-secrets"], token.as_bytes()).await)), shown);
 }
 
@@ -350,8 +355,8 @@ async fn what_is_wrong_is_one_line_and_its_code() {
         (&receive, "--token-file=/dev/zero", 65, "/dev/zero: over 32768 bytes"),
         (&receive, &format!("--token-file={empty}"), 65, "--token-file: holds no token"),
         (&receive, &format!("--token-file={two}"), 65, "--token-file: holds more than a token"),
-        (&receive, "--field=org", 64, "--field: `org` is not key=value"),
-        (&receive, "--field=Cluster_ID=c2", 64, "--field: the key of `Cluster_ID=c2`"),
+        (&receive, "--field=org", 64, "--field: not key=value"),
+        (&receive, "--field=Cluster_ID=c2", 64, "--field: the key `Cluster_ID` is"),
         (&receive, "--field=clu\u{17f}ter_id=c2", 64, "is not plain ASCII"),
         (&receive, "--field=a=1 --field=a=2", 64, "--field: `a` is given twice"),
         ("read", "--output=yaml", 64, "[possible values: text, json]"),

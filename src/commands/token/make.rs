@@ -113,13 +113,14 @@ pub(super) fn receive(args: ReceiveArgs) -> Result<Exit, Failure> {
     for field in &args.field {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) if !key.is_empty() => (key, value),
-            _ => return Err(Failure::new(Exit::Usage, format_args!("--field: `{field}` is not key=value"))),
+            // It may be a secret whose key was forgotten.
+            _ => return Err(Failure::new(Exit::Usage, "--field: not key=value")),
         };
         // Readers that fold case must not see another cluster in it.
         let folds = |to: &str| key.eq_ignore_ascii_case(to);
         if !key.is_ascii() || folds("cluster_id") || folds("authorization_token") {
             let why = "is not plain ASCII, or one of the token's own: authorization_token, cluster_id";
-            return Err(Failure::new(Exit::Usage, format_args!("--field: the key of `{field}` {why}")));
+            return Err(Failure::new(Exit::Usage, format_args!("--field: the key `{key}` {why}")));
         }
         if object.insert(key.to_owned(), value.into()).is_some() {
             return Err(Failure::new(Exit::Usage, format_args!("--field: `{key}` is given twice")));

@@ -151,8 +151,8 @@ struct Jwt {
     issued_at: Value,
     not_before: Value,
     expires_at: Value,
-    /// Whether the gateway would take it now, as far as that can be told with the keys that were given.
-    valid_now: bool,
+    /// Whether the gateway would take it now. Nobody knows without the key that made the signature.
+    valid_now: Option<bool>,
     /// What the gateway would answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -204,7 +204,7 @@ impl Jwt {
             issued_at: date(claim("iat")),
             not_before: date(claim("nbf")),
             expires_at: date(claim("exp")),
-            valid_now: refused.is_none(),
+            valid_now: valid_now(refused.as_deref(), signature == Signature::Verified),
             refused,
         })
     }
@@ -248,6 +248,11 @@ impl Jwt {
     }
 }
 
+/// `Some` only if it is known: what is refused is not valid, and what is not is valid if its signature was `verified`.
+fn valid_now(refused: Option<&str>, verified: bool) -> Option<bool> {
+    if refused.is_some() { Some(false) } else { verified.then_some(true) }
+}
+
 /// The line that the gateway would answer.
 fn answer(rejection: &Rejection) -> String {
     format!("{}: {}", rejection.reason(), rejection.detail())
@@ -285,6 +290,8 @@ struct Composite {
     authorization_token: Option<Value>,
     /// Names, or names and values if these may be shown.
     fields: Value,
+    /// Whether the gateway would take it now: the authorizer says that it does, never this command.
+    valid_now: Option<bool>,
     /// What the gateway would answer. What the authorizer says of the cluster's own token, only the authorizer knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -300,7 +307,13 @@ impl Composite {
         let secret = object.remove("authorization_token").unwrap_or_default();
         let fields =
             if show_secrets { Value::Object(object) } else { object.into_iter().map(|(name, _)| name).collect() };
-        Some(Composite { cluster, authorization_token: show_secrets.then_some(secret), fields, refused })
+        Some(Composite {
+            cluster,
+            authorization_token: show_secrets.then_some(secret),
+            fields,
+            valid_now: valid_now(refused.as_deref(), false),
+            refused,
+        })
     }
 
     fn lines(&self) -> Vec<(&'static str, String)> {
