@@ -40,8 +40,9 @@ pub(super) async fn text(
     if let Some(file) = given(token_file) {
         headers.insert(header::AUTHORIZATION, bearer(&file)?);
     }
-    let failed = |why: &dyn std::fmt::Display| Failure::new(Exit::Unavailable, format_args!("--from: {url}: {why}"));
-    let wrong = |why: &dyn std::fmt::Display| Failure::new(Exit::Data, format_args!("--from: {url}: {why}"));
+    let shown = &shown(url);
+    let failed = |why: &dyn std::fmt::Display| Failure::new(Exit::Unavailable, format_args!("--from: {shown}: {why}"));
+    let wrong = |why: &dyn std::fmt::Display| Failure::new(Exit::Data, format_args!("--from: {shown}: {why}"));
     let fetched = async {
         let response = client.request(request).await.map_err(|error| failed(&client::chain(&error)))?;
         let (head, body) = response.into_parts();
@@ -62,11 +63,31 @@ pub(super) async fn text(
             let content_type = String::from_utf8_lossy(content_type);
             return Err(wrong(&format_args!("answered with `{content_type}`, and not with the text format")));
         }
+        if let Some(encoding) = head.headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes());
+            return Err(wrong(&format_args!("answered with Content-Encoding `{encoding}`, which nobody asked for")));
+        }
         Ok(body.into())
     };
     tokio::time::timeout(PATIENCE, fetched)
         .await
         .unwrap_or_else(|_| Err(failed(&format_args!("no whole answer within {} s", PATIENCE.as_secs()))))
+}
+
+/// `url` as it may be printed: values in its query may be secrets, but for selectors.
+fn shown(url: &Uri) -> String {
+    let Some(query) = url.query() else { return url.to_string() };
+    let hidden = query.split('&').map(|pair| match pair.split_once('=') {
+        Some(("match[]" | "match%5B%5D", _)) => pair.to_owned(),
+        Some((name, _)) => format!("{name}=***"),
+        // It may be a value without a name.
+        None if pair.is_empty() => String::new(),
+        None => "***".to_owned(),
+    });
+    let hidden = hidden.collect::<Vec<_>>().join("&");
+    let whole = url.to_string();
+    let before = whole.split_once('?').map_or(&*whole, |(before, _)| before);
+    format!("{before}?{hidden}")
 }
 
 /// `url` with `match[]` for each selector.
