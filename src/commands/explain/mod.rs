@@ -25,6 +25,9 @@ use sender::Sender;
 const LARGEST_INPUT: usize = 64 << 20;
 const LARGEST_DECODED: usize = 256 << 20;
 
+/// What a Prometheus sends at most in a request, unless it is told otherwise.
+const SAMPLES_PER_SEND: u32 = 2000;
+
 /// The codes that this command has besides the common ones.
 pub const EXITS: [(Exit, &str); 4] = [
     Exit::USAGE_WITH_FILES,
@@ -38,7 +41,10 @@ pub const EXITS: [(Exit, &str); 4] = [
 
 /// Flags of `explain`. Of the gateway's those count that say what the policy is.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Explain")]
+#[command(
+    next_help_heading = "Explain",
+    before_help = "Of the gateway's flags those count that say what the policy is; the others may stand here, and count for nothing."
+)]
 pub struct ExplainArgs {
     /// File with series, in the text format that /metrics and /federate give, or with --body a captured body; `-` is stdin, and the
     /// default.
@@ -69,9 +75,9 @@ pub struct ExplainArgs {
     /// comma-separated.
     #[arg(long, value_name = "NAME=VALUE")]
     external_label: Vec<String>,
-    /// Samples that the sender of a remote write puts into one request: max_samples_per_send of a Prometheus.
-    #[arg(long, value_name = "SAMPLES", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
-    samples_per_send: u32,
+    /// Samples that the sender of a remote write puts into one request: max_samples_per_send of a Prometheus [default: 2000].
+    #[arg(long, value_name = "SAMPLES", conflicts_with = "body", value_parser = clap::value_parser!(u32).range(1..))]
+    samples_per_send: Option<u32>,
     /// Cluster that sends it [default: the one that the first series names].
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
@@ -131,10 +137,18 @@ pub fn run(args: ExplainArgs) -> Result<Exit, Failure> {
     };
     let cluster = match given(args.cluster) {
         Some(cluster) => cluster,
-        None => series::first_value(&input, label).ok_or_else(|| {
-            let why = format!("--cluster is required: the first series has no label `{label}` that names its sender");
-            Failure::new(Exit::Usage, why)
-        })?,
+        None => series::first_value(&input, label)
+            .map_err(|error| {
+                let why = format!(
+                    "--cluster is required: the series, whose label `{label}` names the sender, cannot be read: {error}"
+                );
+                Failure::new(Exit::Usage, why)
+            })?
+            .ok_or_else(|| {
+                let why =
+                    format!("--cluster is required: the first series has no label `{label}` that names its sender");
+                Failure::new(Exit::Usage, why)
+            })?,
     };
     let sender = Sender::new(&sources, &policy, input.endpoint, &cluster, given(args.account))?;
     let live = LivePolicy::new(policy.policy);
@@ -151,6 +165,10 @@ pub fn run(args: ExplainArgs) -> Result<Exit, Failure> {
 
 async fn input(args: &ExplainArgs) -> Result<Input, Failure> {
     let endpoint = args.endpoint.map(policy::Endpoint::from);
+    if endpoint == Some(policy::Endpoint::Upload) && args.samples_per_send.is_some() {
+        let why = "--samples-per-send: an upload is one request; leave it out, or give --endpoint receive";
+        return Err(Failure::new(Exit::Usage, why));
+    }
     let external = crate::config::pairs("--external-label", &args.external_label)?;
     let (name, bytes) = match given(args.from.clone()) {
         Some(from) => {
@@ -171,7 +189,9 @@ async fn input(args: &ExplainArgs) -> Result<Input, Failure> {
         return input::of_body(name, bytes.into(), endpoint, head);
     }
     match endpoint.unwrap_or(policy::Endpoint::Receive) {
-        policy::Endpoint::Receive => input::received(name, &bytes, &external, args.samples_per_send),
+        policy::Endpoint::Receive => {
+            input::received(name, &bytes, &external, args.samples_per_send.unwrap_or(SAMPLES_PER_SEND))
+        }
         policy::Endpoint::Upload => input::uploaded(name, bytes, &external),
     }
 }

@@ -68,24 +68,27 @@ pub(super) fn each(
 }
 
 /// The value of the label `name` of the first series.
-pub(super) fn first_value(input: &Input, name: &str) -> Option<String> {
+///
+/// # Errors
+/// What keeps the series from being read.
+pub(super) fn first_value(input: &Input, name: &str) -> Result<Option<String>, DecodeError> {
     let mut first: Option<String> = None;
     let mut see = |labels: &LabelSet<'_>| {
         first.get_or_insert_with(|| labels.value(name).to_owned());
     };
-    let body = input.bodies.first()?;
+    let Some(body) = input.bodies.first() else { return Ok(None) };
     match input.endpoint {
         Endpoint::Upload => {
             let decoder = lenient_families();
-            let format = decoder.negotiate(&input.head()).ok()?;
-            look(&mut decoder.decode(format, body.clone()).ok()?, see);
+            let format = decoder.negotiate(&input.head())?;
+            look(&mut decoder.decode(format, body.clone())?, see);
         }
         Endpoint::Receive => {
-            let mut request = WriteRequestDecoder::new(lenient()).decode_block(body.clone()).ok()?;
+            let mut request = WriteRequestDecoder::new(lenient()).decode_block(body.clone())?;
             look(&mut request, &mut see);
         }
     }
-    first.filter(|value| !value.is_empty())
+    Ok(first.filter(|value| !value.is_empty()))
 }
 
 /// Whether it is the body of a remote write.
