@@ -278,10 +278,40 @@ answer     as the upstream answers
     for line in [
         "forwarded  0 series, 0 samples; what else is kept is refused with its request",
         answer,
-        "quota      1 samples a second, a burst of 4: 10 samples, more than the burst; to earn that back takes 10s",
+        "quota      1 samples a second, a burst of 4: 8 samples, more than the burst; to earn that back takes 8s",
     ] {
         assert!(exit.stdout.lines().any(|told| told == line), "no `{line}` in {exit:?}");
     }
+}
+
+/// What cannot be read has samples, too; and what is refused before the quotas costs nothing.
+#[tokio::test]
+async fn samples_are_counted_where_they_count() {
+    let policy = file(
+        "receive: {limits: {request_rate: {per_second: 1, burst: 9}, sample_rate: {per_second: 1, burst: 9}}}\n\
+         overrides: {clusters: {c3: {denied: unpaid}}}\n",
+    );
+    let flag = format!("--policy={}", policy.path().display());
+    let four: Vec<_> = (0..4)
+        .map(|i| series(&[("__name__", "up"), ("_id", "c1"), ("x", &format!("@{i}"))], &[(1.0, now())]))
+        .collect();
+    let mut raw = snap::raw::Decoder::new().decompress_vec(&write_body(four)).unwrap();
+    for unreadable in [b"@1", b"@3"] {
+        let at = raw.windows(2).position(|bytes| bytes == unreadable).unwrap();
+        raw[at] = 0xff;
+    }
+    let body = snappy_block(&raw);
+    let world = World::with(&[&flag]).await;
+    let told = explained(&explain(&["--body", "-ojson", "--cluster=c1", &flag], &body).await);
+    holds(&told, &world.gateway.receive(&composite_token(PULL_SECRET, "c1"), body.clone()).await, &world);
+    assert_eq!(told["totals"]["received"], json!({ "series": 4, "samples": 4 }), "{told:#}");
+    assert_eq!(told["totals"]["refused"], json!({ "series": 2, "samples": 2 }), "{told:#}");
+    let earn = |told: &Value| {
+        ["request_quota", "sample_quota"].map(|quota| told["sender"][quota]["seconds_to_earn_back"].clone())
+    };
+    assert_eq!(earn(&told), [json!(1.0), json!(2.0)], "{told:#}");
+    let told = explained(&explain(&["--body", "-ojson", "--cluster=c3", &flag], &body).await);
+    assert_eq!(earn(&told), [json!(0.0), json!(0.0)], "{told:#}");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use super::{
     Format,
     sender::{Allowlist, Sender, ShownRule},
     series::{Labels, Series},
-    stack::Answer,
+    stack::{Answer, Charged},
 };
 
 /// Writes what is found, and counts.
@@ -36,6 +36,8 @@ pub(super) struct Report<'s> {
     unmatched: Vec<usize>,
     /// Of the request at hand.
     received: Count,
+    /// Of all requests.
+    charged: Charged,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -137,9 +139,9 @@ struct SenderReport<'a> {
 struct QuotaReport {
     per_second: f64,
     burst: u32,
-    /// How long it takes to earn back what was received here.
+    /// How long it takes to earn back what came to be counted here.
     seconds_to_earn_back: f64,
-    /// What was received at once is more than the burst.
+    /// What was counted at once is more than the burst.
     over_burst: bool,
 }
 
@@ -166,6 +168,7 @@ impl<'s> Report<'s> {
             totals: Totals::default(),
             unmatched: (0..sender.rules().len()).collect(),
             received: Count::default(),
+            charged: Charged::default(),
         };
         if format == Format::Json {
             report.out.write("{\"series\":[");
@@ -295,6 +298,8 @@ impl<'s> Report<'s> {
         let forwarded = answer
             .forwarded
             .map_or_else(Count::default, |encoded| Count { series: encoded.series as u64, samples: encoded.samples });
+        self.charged.requests += answer.charged.requests;
+        self.charged.samples += answer.charged.samples;
         self.totals.forwarded.series += forwarded.series;
         self.totals.forwarded.samples += forwarded.samples;
         let (rejection, line) = answer.refusal.unzip();
@@ -357,8 +362,8 @@ impl<'s> Report<'s> {
             allowlist_place: place,
             rules: self.sender.rules().len(),
             overrides,
-            request_quota: terms.request_quota.map(|quota| QuotaReport::new(quota, self.requests.len() as u64)),
-            sample_quota: terms.sample_quota.map(|quota| QuotaReport::new(quota, self.totals.received.samples)),
+            request_quota: terms.request_quota.map(|quota| QuotaReport::new(quota, self.charged.requests)),
+            sample_quota: terms.sample_quota.map(|quota| QuotaReport::new(quota, self.charged.samples)),
         }
     }
 
@@ -408,10 +413,10 @@ impl<'s> Report<'s> {
         {
             lines.push(("quota", format!("one upload in {}", humantime::format_duration(quota.period()))));
         } else if let Some(quota) = &sender.request_quota {
-            lines.push(("quota", quota.told(self.requests.len() as u64, ["request", "requests"])));
+            lines.push(("quota", quota.told(self.charged.requests, ["request", "requests"])));
         }
         if let Some(quota) = &sender.sample_quota {
-            lines.push(("quota", quota.told(received.samples, ["sample", "samples"])));
+            lines.push(("quota", quota.told(self.charged.samples, ["sample", "samples"])));
         }
         for ShownRule { selector, place } in unmatched {
             lines.push(("unmatched", format!("`{selector}` ({place})")));

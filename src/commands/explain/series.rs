@@ -49,14 +49,11 @@ pub(super) fn each(
             let limits = DecodeLimits::clone(&sender.terms.limits);
             let strict = WriteRequestDecoder::new(DecodeLimits { samples: usize::MAX, ..whole(limits) });
             let lenient = WriteRequestDecoder::new(lenient());
-            each_message(body, |message| {
+            each_message(body, |message, samples| {
                 let mut series = strict.decode_message(message.clone())?;
-                let samples = series.samples();
                 if let Some(offence) = series.refused().first().cloned() {
-                    let (mut labels, mut samples) = (Labels::new(), samples);
-                    let mut readable = lenient.decode_message(message)?;
-                    look(&mut readable, |found| labels = copy(found));
-                    samples = samples.max(readable.samples());
+                    let mut labels = Labels::new();
+                    look(&mut lenient.decode_message(message)?, |found| labels = copy(found));
                     see(Series { labels, samples, explained: Explained::Refused(offence) });
                 }
                 look(&mut series, |labels| see(Series { labels: copy(labels), samples, explained: explain(labels) }));
@@ -101,8 +98,9 @@ pub(super) fn lenient_families() -> MetricFamiliesDecoder {
     MetricFamiliesDecoder::new(lenient()).max_age(Duration::MAX).stamp_missing()
 }
 
-/// Shows each message with one series of the remote write `body`, as it arrived: in a request with the others it is decoded alike.
-fn each_message(body: &[u8], mut see: impl FnMut(Vec<u8>) -> Result<(), DecodeError>) -> Result<(), DecodeError> {
+/// Shows each message with one series of the remote write `body`, as it arrived, and how many samples it has, be it ever so wrong: in a
+/// request with the others it is decoded alike.
+fn each_message(body: &[u8], mut see: impl FnMut(Vec<u8>, u64) -> Result<(), DecodeError>) -> Result<(), DecodeError> {
     // What it claims to become was looked at when it was read.
     let message = snap::raw::Decoder::new().decompress_vec(body);
     let message = message.map_err(|_| DecodeError::Malformed("the body is not a snappy block".to_owned()))?;
@@ -115,12 +113,23 @@ fn each_message(body: &[u8], mut see: impl FnMut(Vec<u8>) -> Result<(), DecodeEr
                 single.push(0x0a);
                 put_varint(&mut single, content.len() as u64);
                 single.extend_from_slice(content);
-                see(single)?;
+                see(single, samples(content)?)?;
             }
             (_, wire) => cursor.skip(wire)?,
         }
     }
     Ok(())
+}
+
+/// How many samples and histograms a `TimeSeries` has.
+fn samples(series: &[u8]) -> Result<u64, DecodeError> {
+    let mut cursor = Cursor::new(series);
+    let mut samples = 0;
+    while let Some(field) = cursor.field()? {
+        samples += u64::from(matches!(field.number, 2 | 4));
+        cursor.skip(field.wire)?;
+    }
+    Ok(samples)
 }
 
 fn look(payload: &mut impl SeriesSet, mut see: impl FnMut(&LabelSet<'_>)) {

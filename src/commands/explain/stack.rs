@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     future::ready,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -14,6 +17,7 @@ use infogw_layers::{
     decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
     encode::{EncodeLayer, Encoded},
     enforce::EnforceLabelsLayer,
+    payload::{SeriesSet as _, WriteRequest},
     policy::{Endpoint, LivePolicy, PolicyLayer, SampleQuota},
     rate_limit::RateLimitLayer,
     rejection::Rejection,
@@ -32,6 +36,15 @@ pub(super) struct Answer {
     pub(super) refusal: Option<(Rejection, String)>,
     /// What goes on to the upstream, which is taken to take it.
     pub(super) forwarded: Option<Encoded>,
+    /// What comes to be counted against the quotas: nothing of a request that is refused before.
+    pub(super) charged: Charged,
+}
+
+/// Requests and samples.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Charged {
+    pub(super) requests: u64,
+    pub(super) samples: u64,
 }
 
 pub(super) async fn answer(policy: &LivePolicy, sender: &Sender<'_>, input: &Input, body: Bytes) -> Answer {
@@ -50,7 +63,25 @@ pub(super) async fn answer(policy: &LivePolicy, sender: &Sender<'_>, input: &Inp
         |_: &Request<Full<Bytes>>| Ok::<_, Rejection>(()),
         service_fn(move |()| ready(Ok::<_, Infallible>(Arc::clone(&identity)))),
     );
-    let under_policy = ServiceBuilder::new().layer(known).layer(PolicyLayer::new(policy.clone(), input.endpoint));
+    let [requests, samples] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
+    let count_request = {
+        let requests = Arc::clone(&requests);
+        move |request: Request<Full<Bytes>>| {
+            requests.fetch_add(1, Relaxed);
+            request
+        }
+    };
+    let count_samples = {
+        let samples = Arc::clone(&samples);
+        move |request: Request<WriteRequest>| {
+            samples.fetch_add(request.body().samples(), Relaxed);
+            request
+        }
+    };
+    let under_policy = ServiceBuilder::new()
+        .layer(known)
+        .layer(PolicyLayer::new(policy.clone(), input.endpoint))
+        .map_request(count_request);
     let request = Request::from_parts(input.head(), Full::new(body));
     let answered = match input.endpoint {
         Endpoint::Upload => {
@@ -67,6 +98,7 @@ pub(super) async fn answer(policy: &LivePolicy, sender: &Sender<'_>, input: &Inp
         Endpoint::Receive => {
             let stack = under_policy
                 .layer(DecodeLayer::new(WriteRequestDecoder::per_request()))
+                .map_request(count_samples)
                 // Full: what is refused is what could never pass.
                 .layer(RateLimitLayer::new(SampleQuota))
                 .layer(EnforceLabelsLayer::per_request())
@@ -85,5 +117,6 @@ pub(super) async fn answer(policy: &LivePolicy, sender: &Sender<'_>, input: &Inp
             (rejection.status(), Some((rejection, line)))
         }
     };
-    Answer { status, refusal, forwarded: forwarded.get().copied() }
+    let charged = Charged { requests: requests.load(Relaxed), samples: samples.load(Relaxed) };
+    Answer { status, refusal, forwarded: forwarded.get().copied(), charged }
 }
