@@ -13,7 +13,7 @@ use infogw_layers::{
 use super::{
     PolicyError, Subject,
     document::{ById, Document, Override, Receive, ReceiveLimits, Tenant, Upload, UploadLimits},
-    values::{At, Denied, LabelName, Labels, Place, Rule, WritesFor, exempt},
+    values::{At, Denied, LabelName, Labels, Place, Rule, SeriesLimit, SizeLimit, WritesFor, exempt},
 };
 
 /// The policy that `document` describes.
@@ -164,19 +164,14 @@ impl Compiler<'_> {
         let UploadLimits { interval, decoded_bytes, series, samples, labels, label_name_bytes, label_value_bytes } =
             limits;
         settings.extend(interval.map(|interval| Setting::RequestQuota(interval.quota())));
-        settings.extend(
-            [
-                decoded_bytes.map(|limit| (Size::Decoded, limit.or_max())),
-                series.map(|limit| (Size::Series, limit.or_max())),
-                samples.map(|limit| (Size::Samples, limit.or_max())),
-                labels.map(|limit| (Size::Labels, limit.or_max())),
-                label_name_bytes.map(|limit| (Size::LabelName, limit.or_max())),
-                label_value_bytes.map(|limit| (Size::LabelValue, limit.or_max())),
-            ]
-            .into_iter()
-            .flatten()
-            .map(|(size, limit)| Setting::Limit(size, limit)),
-        );
+        settings.extend(sizes([
+            (Size::Decoded, decoded_bytes.map(SizeLimit::or_max)),
+            (Size::Series, series.map(SeriesLimit::or_max)),
+            (Size::Samples, samples.map(SizeLimit::or_max)),
+            (Size::Labels, labels.map(SizeLimit::or_max)),
+            (Size::LabelName, label_name_bytes.map(SizeLimit::or_max)),
+            (Size::LabelValue, label_value_bytes.map(SizeLimit::or_max)),
+        ]));
         Ok(())
     }
 
@@ -195,20 +190,15 @@ impl Compiler<'_> {
         let ReceiveLimits { labels, label_name_bytes, label_value_bytes, .. } = limits;
         settings.extend(request_rate.map(|rate| Setting::RequestQuota(rate.quota)));
         settings.extend(sample_rate.map(|rate| Setting::SampleQuota(rate.quota)));
-        settings.extend(
-            [
-                body_bytes.map(|limit| (Size::Body, limit.or_max())),
-                decoded_bytes.map(|limit| (Size::Decoded, limit.or_max())),
-                series.map(|limit| (Size::Series, limit.or_max())),
-                samples.map(|limit| (Size::Samples, limit.or_max())),
-                labels.map(|limit| (Size::Labels, limit.or_max())),
-                label_name_bytes.map(|limit| (Size::LabelName, limit.or_max())),
-                label_value_bytes.map(|limit| (Size::LabelValue, limit.or_max())),
-            ]
-            .into_iter()
-            .flatten()
-            .map(|(size, limit)| Setting::Limit(size, limit)),
-        );
+        settings.extend(sizes([
+            (Size::Body, body_bytes.map(SizeLimit::or_max)),
+            (Size::Decoded, decoded_bytes.map(SizeLimit::or_max)),
+            (Size::Series, series.map(SeriesLimit::or_max)),
+            (Size::Samples, samples.map(SizeLimit::or_max)),
+            (Size::Labels, labels.map(SizeLimit::or_max)),
+            (Size::LabelName, label_name_bytes.map(SizeLimit::or_max)),
+            (Size::LabelValue, label_value_bytes.map(SizeLimit::or_max)),
+        ]));
         Ok(())
     }
 
@@ -238,6 +228,10 @@ impl Compiler<'_> {
     }
 }
 
+fn sizes<const N: usize>(limits: [(Size, Option<usize>); N]) -> impl Iterator<Item = Setting> {
+    limits.into_iter().filter_map(|(size, limit)| Some(Setting::Limit(size, limit?)))
+}
+
 /// The cluster's label is neither set nor removed: whose a series is would no longer be what was checked.
 fn untouched(name: &LabelName, (label, named_by): (&str, &str), place: &Place) -> Result<(), PolicyError> {
     if &*name.0 != label {
@@ -253,7 +247,11 @@ fn elided(names: &[At<LabelName>], own: (&str, &str)) -> Result<Setting, PolicyE
 
 fn pairs(labels: &At<Labels>, own: (&str, &str)) -> Result<LabelPairs, PolicyError> {
     labels.value.keys().try_for_each(|name| untouched(name, own, &labels.place))?;
-    Ok(labels.value.iter().map(|(name, value)| (name.0.clone(), value.as_str().into())).collect())
+    Ok(written(labels))
+}
+
+fn written(labels: &At<Labels>) -> LabelPairs {
+    labels.value.iter().map(|(name, value)| (name.0.clone(), value.as_str().into())).collect()
 }
 
 fn required(labels: &At<Labels>, (label, named_by): (&str, &str)) -> Result<LabelPairs, PolicyError> {
@@ -265,5 +263,5 @@ fn required(labels: &At<Labels>, (label, named_by): (&str, &str)) -> Result<Labe
         let message = format!("`{}` has no value, and no series could carry it", name.0);
         return Err(PolicyError::at(&labels.place, message));
     }
-    Ok(labels.value.iter().map(|(name, value)| (name.0.clone(), value.as_str().into())).collect())
+    Ok(written(labels))
 }
