@@ -140,7 +140,10 @@ fn all_series(cluster: &str, shape: Shape) -> impl Iterator<Item = (String, Vec<
             .map(|label| match label {
                 0 => ("_id".to_owned(), cluster.to_owned()),
                 1 => (REPLICA.to_owned(), "k8s-0".to_owned()),
-                2 => ("instance".to_owned(), format!("10.{}.{}.{}:9100", mixed >> 56, mixed >> 48 & 0xff, mixed >> 40 & 0xff)),
+                2 => (
+                    "instance".to_owned(),
+                    format!("10.{}.{}.{}:9100", mixed >> 56, mixed >> 48 & 0xff, mixed >> 40 & 0xff),
+                ),
                 3 => ("job".to_owned(), format!("job-{}", ["a", "b", "c", "d"][n % 4])),
                 4 => ("pod".to_owned(), format!("server-{:08x}-{:05x}", mixed as u32, mixed >> 44)),
                 5 => ("namespace".to_owned(), format!("openshift-{}", ["monitoring", "apiserver", "etcd"][n % 3])),
