@@ -104,6 +104,12 @@ impl Latencies {
 
 pub(crate) fn run(spec: &str) -> Outcome<()> {
     let spec: Spec = serde_json::from_str(spec)?;
+    // A task that panics takes its connection with it, and what is counted then is another load.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(1);
+    }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, drive(spec))
 }
@@ -223,8 +229,9 @@ impl Load {
                 due = dues.recv() => self.waiting.borrow_mut().extend(due),
                 connection = frees.recv() => free.extend(connection),
             }
-            while let Some(due) = self.waiting.borrow().front().copied() {
-                let Some(mut connection) = free.pop() else { break };
+            loop {
+                let due = self.waiting.borrow().front().copied();
+                let (Some(due), Some(mut connection)) = (due, free.pop_if(|_| due.is_some())) else { break };
                 self.waiting.borrow_mut().pop_front();
                 let (load, freed) = (Rc::clone(&self), freed.clone());
                 tokio::task::spawn_local(async move {
@@ -430,26 +437,33 @@ impl Bodies {
     }
 }
 
-/// A remote-write body into which a cluster's id can be written without compressing anew: ids stand in a block as literals, once for
-/// each 64 KiB, and what repeats them are copies.
+/// A remote-write body into which a cluster's id can be written without compressing anew: what of an id stands in the block as a literal
+/// is replaced, and what repeats it are copies.
 struct Template {
     body: Vec<u8>,
-    ids: Vec<usize>,
+    /// Where bytes of the id stand, and which.
+    literals: Vec<(usize, usize)>,
 }
 
-/// As long as an id, and without anything in it that a compressor could find twice.
-const PLACEHOLDER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+/// As long as an id, and without anything in it that a compressor could find elsewhere.
+const PLACEHOLDER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZghijklmnop";
 
 impl Template {
     fn new(shape: Shape) -> Outcome<Self> {
         let (at, id) = (now(), telemetry::cluster(77));
         let body = telemetry::remote_write(PLACEHOLDER, shape, at);
-        let found = body.windows(PLACEHOLDER.len()).enumerate();
-        let ids = found.filter(|(_, bytes)| *bytes == PLACEHOLDER.as_bytes()).map(|(at, _)| at).collect();
-        let template = Template { body, ids };
-        let decoded = snap::raw::Decoder::new().decompress_vec(&template.of(&id))?;
-        let expected = prost::Message::encode_to_vec(&telemetry::write_request(&id, shape, at));
-        if decoded != expected {
+        let decoded = snap::raw::Decoder::new().decompress_vec(&body)?;
+        let mut byte_of_id = vec![None; decoded.len()];
+        for (at, _) in decoded.windows(PLACEHOLDER.len()).enumerate().filter(|(_, w)| *w == PLACEHOLDER.as_bytes()) {
+            (0..PLACEHOLDER.len()).for_each(|byte| byte_of_id[at + byte] = Some(byte));
+        }
+        let mut literals = Vec::new();
+        for (from, to, len) in literals_of(&body) {
+            literals.extend((0..len).filter_map(|n| Some((from + n, byte_of_id[to + n]?))));
+        }
+        let template = Template { body, literals };
+        let written = snap::raw::Decoder::new().decompress_vec(&template.of(&id))?;
+        if written != prost::Message::encode_to_vec(&telemetry::write_request(&id, shape, at)) {
             return Err("an id cannot be written into this body".into());
         }
         Ok(template)
@@ -457,8 +471,8 @@ impl Template {
 
     fn of(&self, id: &str) -> Vec<u8> {
         let mut body = self.body.clone();
-        for &at in &self.ids {
-            body[at..at + id.len()].copy_from_slice(id.as_bytes());
+        for &(at, byte) in &self.literals {
+            body[at] = id.as_bytes()[byte];
         }
         body
     }
@@ -479,6 +493,36 @@ impl Template {
         headers.insert("x-prometheus-remote-write-version", HeaderValue::from_static("0.1.0"));
         request
     }
+}
+
+/// The literals of a snappy block: where each stands in it, where it comes to stand when decompressed, and its length in bytes
+/// (format_description.txt of snappy, section 2).
+fn literals_of(block: &[u8]) -> Vec<(usize, usize, usize)> {
+    let mut at = block.iter().take_while(|byte| **byte >= 0x80).count() + 1;
+    let (mut to, mut literals) = (0, Vec::new());
+    while let Some(&tag) = block.get(at) {
+        let upper = usize::from(tag >> 2);
+        match tag & 3 {
+            0 => {
+                let extra = upper.saturating_sub(59);
+                let little_endian = block[at + 1..=at + extra].iter().rev();
+                let len =
+                    if extra == 0 { upper } else { little_endian.fold(0, |len, byte| len << 8 | usize::from(*byte)) };
+                literals.push((at + 1 + extra, to, len + 1));
+                to += len + 1;
+                at += 2 + extra + len;
+            }
+            1 => {
+                to += (upper & 7) + 4;
+                at += 2;
+            }
+            kind => {
+                to += upper + 1;
+                at += if kind == 2 { 3 } else { 5 };
+            }
+        }
+    }
+    literals
 }
 
 /// Milliseconds since the epoch.

@@ -13,19 +13,19 @@ use infogw_proto::{
 use prost::Message as _;
 
 /// Distinct metric names of a request. A fifth of them can be left off the allowlist.
-pub const NAMES: usize = 25;
+pub(crate) const NAMES: usize = 25;
 /// The label that is there to be elided.
-pub const REPLICA: &str = "prometheus_replica";
+pub(crate) const REPLICA: &str = "prometheus_replica";
 /// Rules of production's allowlist.
-pub const RULES: usize = 211;
+pub(crate) const RULES: usize = 211;
 
 /// How much one request holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Series, each with one sample.
-    pub series: usize,
+    pub(crate) series: usize,
     /// Labels of each besides its name, the cluster's id and [`REPLICA`] among them: two at least.
-    pub labels: usize,
+    pub(crate) labels: usize,
 }
 
 impl Default for Shape {
@@ -35,13 +35,13 @@ impl Default for Shape {
 }
 
 /// The id of cluster `n`, a UUID.
-pub fn cluster(n: u64) -> String {
+pub(crate) fn cluster(n: u64) -> String {
     let mixed = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     format!("{:08x}-{:04x}-4000-8000-{n:012x}", mixed >> 32, mixed & 0xffff)
 }
 
 /// What cluster `cluster` pushes, its samples at `now` in milliseconds since the epoch.
-pub fn write_request(cluster: &str, shape: Shape, now: i64) -> WriteRequest {
+pub(crate) fn write_request(cluster: &str, shape: Shape, now: i64) -> WriteRequest {
     let series = |(name, labels): (String, Vec<(String, String)>)| {
         let labels = std::iter::once(("__name__".to_owned(), name)).chain(labels);
         TimeSeries {
@@ -54,13 +54,13 @@ pub fn write_request(cluster: &str, shape: Shape, now: i64) -> WriteRequest {
 }
 
 /// The same as a body of remote write 1.0: snappy's block format.
-pub fn remote_write(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
+pub(crate) fn remote_write(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
     let message = write_request(cluster, shape, now).encode_to_vec();
     snap::raw::Encoder::new().compress_vec(&message).expect("less than 4 GiB")
 }
 
 /// The same series as `/federate` gives them: delimited families of untyped metrics.
-pub fn families(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
+pub(crate) fn families(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
     let mut families: Vec<MetricFamily> = Vec::new();
     for (name, labels) in all_series(cluster, shape) {
         let metric = Metric {
@@ -83,14 +83,14 @@ pub fn families(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
 }
 
 /// The same as a body of `/upload`: snappy's framed format.
-pub fn upload(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
+pub(crate) fn upload(cluster: &str, shape: Shape, now: i64) -> Vec<u8> {
     let mut frames = snap::write::FrameEncoder::new(Vec::new());
     std::io::Write::write_all(&mut frames, &families(cluster, shape, now)).expect("memory");
     frames.into_inner().expect("memory")
 }
 
 /// The same as text 0.0.4.
-pub fn text(cluster: &str, shape: Shape, now: i64) -> String {
+pub(crate) fn text(cluster: &str, shape: Shape, now: i64) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     let mut last = String::new();
@@ -107,7 +107,7 @@ pub fn text(cluster: &str, shape: Shape, now: i64) -> String {
 
 /// `rules` selectors that let the series of `kept` of the [`NAMES`] pass, and many that are about others. From 360 on nine in ten
 /// name a metric exactly; below, as many as among production's [`RULES`].
-pub fn rules(rules: usize, kept: usize) -> Vec<String> {
+pub(crate) fn rules(rules: usize, kept: usize) -> Vec<String> {
     let others = (rules * 36 / RULES).min(36).max(rules / 10);
     let mut rules: Vec<_> = (0..rules)
         .map(|n| match (n < kept, n + others >= rules) {
