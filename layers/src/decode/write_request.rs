@@ -223,11 +223,13 @@ impl Walk<'_> {
     /// Checks a series' fields and finds where its labels and its rest are.
     fn scan<'s>(&self, source: &'s [u8], series: Span) -> Result<Found<'s>, WireError> {
         let at = series.start as usize;
-        let mut cursor = Cursor::within(series.of(source), at);
         let empty = Span::new(at, at);
         let mut found =
             Found { labels: empty, rest: empty, canonical: true, scattered: false, excess: None, samples: 0 };
-        let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
+        let run = LabelRun::read(series.of(source), self.limits);
+        let (mut count, mut last_name) = (run.count, run.last_name);
+        let mut cursor = Cursor::within(series.of(source).get(run.len..).unwrap_or_default(), at + run.len);
+        grow(&mut found.labels, at, at + run.len);
         loop {
             let start = cursor.offset();
             let Some(field) = cursor.field()? else {
@@ -344,6 +346,50 @@ fn count_samples(series: &[u8]) -> Option<u64> {
         cursor.skip(field.wire).ok()?;
     }
     Some(samples)
+}
+
+/// The labels that a series begins with, as far as they are what stock senders write: canonical, ascending, within the limits, names
+/// and values shorter than 128 bytes. That is all of them in all but a few series; what follows is read field by field.
+struct LabelRun<'s> {
+    /// Bytes.
+    len: usize,
+    /// Labels.
+    count: usize,
+    last_name: &'s [u8],
+}
+
+impl<'s> LabelRun<'s> {
+    #[inline]
+    fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
+        let mut run = LabelRun { len: 0, count: 0, last_name: &[] };
+        let (mut rest, mut last_key) = (series, 0);
+        while let Some((&[0x0a, len], fields)) = rest.split_first_chunk::<2>()
+            && len < 0x80
+            && let Some((content, behind)) = fields.split_at_checked(usize::from(len))
+            && let Some(Label { name, value, .. }) = short_label(content)
+            && !value.is_empty()
+            && limits.check_label(name, value).is_ok()
+        {
+            let key = leading(name);
+            // Names that differ do so early: few are compared to their end.
+            if key < last_key || key == last_key && name <= run.last_name {
+                break;
+            }
+            last_key = key;
+            run = LabelRun { len: run.len + 2 + content.len(), count: run.count + 1, last_name: name };
+            rest = behind;
+        }
+        run
+    }
+}
+
+/// The first eight bytes, so that these numbers compare as the names do unless they are equal.
+#[inline]
+fn leading(name: &[u8]) -> u64 {
+    match name.first_chunk() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => name.iter().zip((0..8).rev()).fold(0, |key, (byte, place)| key | u64::from(*byte) << (8 * place)),
+    }
 }
 
 /// What a scan of one series found.
