@@ -175,6 +175,10 @@ impl LabelPolicy {
                 _ => {}
             }
         }
+        if labels.bytes(&self.cluster_label) == identity.cluster.as_str().as_bytes() {
+            // Everybody may write its own.
+            return if self.allows(labels) { Verdict::Keep } else { Verdict::Drop };
+        }
         match labels.value(&self.cluster_label) {
             "" => Verdict::Missing(""),
             cluster if !self.writes_of(identity).allows(&identity.cluster, cluster) => Verdict::Foreign,
@@ -266,5 +270,9 @@ pub(super) enum Verdict<'p> {
 impl Labels for LabelSet<'_> {
     fn value(&self, name: &str) -> &str {
         LabelSet::value(self, name)
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        LabelSet::bytes(self, name)
     }
 }

@@ -129,7 +129,13 @@ impl LabelSet<'_> {
     /// The value of the label `name`, or "" if there is none.
     #[inline]
     pub fn value(&self, name: &str) -> &str {
-        self.labels().find(name.as_bytes()).map_or("", |label| text(label.value))
+        text(self.bytes(name))
+    }
+
+    /// The same as bytes, which need not be looked at again.
+    #[inline]
+    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
+        self.labels().find(name.as_bytes()).map_or(&[], |label| label.value)
     }
 
     /// The same labels, to be edited in `side` while these stay as they are.

@@ -34,7 +34,7 @@ impl Rules {
 /// All selectors of a set that are found by one label.
 pub(super) struct LabelIndex {
     label: Box<str>,
-    values: HashMap<Box<str>, Rules, foldhash::fast::RandomState>,
+    values: HashMap<Box<[u8]>, Rules, foldhash::fast::RandomState>,
     prefixes: Prefixes,
     /// Regular expressions that decide alone: any hit will do, so which one it is never has to
     /// be asked, which would allocate.
@@ -51,7 +51,7 @@ impl LabelIndex {
 
     /// The cheap half: a hash and a binary search.
     pub(super) fn matches_listed(&self, labels: &(impl Labels + ?Sized)) -> bool {
-        let value = labels.value(&self.label);
+        let value = labels.bytes(&self.label);
         // No selector is filed under an absent label.
         !value.is_empty()
             && (self.values.get(value).is_some_and(|r| r.matches(labels)) || self.prefixes.matches(value, labels))
@@ -63,7 +63,7 @@ impl LabelIndex {
 
     /// The dear half.
     pub(super) fn matches_regexes(&self, labels: &(impl Labels + ?Sized)) -> bool {
-        let value = labels.value(&self.label);
+        let value = labels.bytes(&self.label);
         let hit = |regex: &Option<Regex>| regex.as_ref().is_some_and(|r| r.is_match(value));
         !value.is_empty() && (hit(&self.alone) || hit(&self.guard) && self.guarded.iter().any(|s| s.matches(labels)))
     }
@@ -72,7 +72,7 @@ impl LabelIndex {
 /// A [`LabelIndex`] while selectors are added.
 #[derive(Default)]
 pub(super) struct Draft<'s> {
-    values: HashMap<Box<str>, Rules, foldhash::fast::RandomState>,
+    values: HashMap<Box<[u8]>, Rules, foldhash::fast::RandomState>,
     prefixes: BTreeMap<&'s str, PrefixRules>,
     alone: Vec<&'s str>,
     guard: Vec<&'s str>,
@@ -81,7 +81,7 @@ pub(super) struct Draft<'s> {
 
 impl<'s> Draft<'s> {
     pub(super) fn value(&mut self, value: &str) -> &mut Rules {
-        self.values.entry(value.into()).or_default()
+        self.values.entry(value.as_bytes().into()).or_default()
     }
 
     pub(super) fn prefix(&mut self, text: &'s str, longer: bool) -> &mut Rules {
@@ -155,11 +155,11 @@ impl Prefixes {
         Self(links.into())
     }
 
-    fn matches(&self, value: &str, labels: &(impl Labels + ?Sized)) -> bool {
-        let behind = self.0.partition_point(|link| *link.text <= *value);
+    fn matches(&self, value: &[u8], labels: &(impl Labels + ?Sized)) -> bool {
+        let behind = self.0.partition_point(|link| link.text.as_bytes() <= value);
         let mut next = behind.checked_sub(1);
         while let Some(link) = next.and_then(|at| self.0.get(at)) {
-            if value.starts_with(&*link.text) {
+            if value.starts_with(link.text.as_bytes()) {
                 let longer = value.len() > link.text.len();
                 if link.rules.any.matches(labels) || longer && link.rules.longer.matches(labels) {
                     return true;

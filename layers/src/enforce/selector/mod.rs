@@ -56,11 +56,20 @@ pub trait Labels {
     /// The value of the label `name`, or `""` if the series has no such label: to PromQL the two
     /// are the same.
     fn value(&self, name: &str) -> &str;
+
+    /// The same as bytes, for those to whom that it is UTF-8 costs something.
+    fn bytes(&self, name: &str) -> &[u8] {
+        self.value(name).as_bytes()
+    }
 }
 
 impl<L: Labels + ?Sized> Labels for &L {
     fn value(&self, name: &str) -> &str {
         (**self).value(name)
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        (**self).bytes(name)
     }
 }
 
