@@ -19,7 +19,8 @@
 //! counts what connections and requests in flight hold, `all` is all. `--json FILE` writes the figures as well.
 //! `-- --test` runs it all for an instant and says nothing of the cost.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Turns last a while, and a child process that begins to listen tells nobody.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod load;
 mod process;
