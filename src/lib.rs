@@ -26,8 +26,7 @@
 //!
 //! Health, metrics and reloads are the [internal listener's](admin). Files that may change meanwhile are
 //! [watched](watch), and [read again](reload). What the
-//! binary does besides being a gateway is among its [commands]. What else the binary
-//! does are its [commands].
+//! binary does besides being a gateway is among its [commands].
 //!
 //! # The stacks
 //!

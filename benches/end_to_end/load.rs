@@ -229,10 +229,10 @@ impl Load {
                 due = dues.recv() => self.waiting.borrow_mut().extend(due),
                 connection = frees.recv() => free.extend(connection),
             }
-            loop {
-                let due = self.waiting.borrow().front().copied();
-                let (Some(due), Some(mut connection)) = (due, free.pop_if(|_| due.is_some())) else { break };
-                self.waiting.borrow_mut().pop_front();
+            let mut waiting = self.waiting.borrow_mut();
+            let sendable = waiting.len().min(free.len());
+            let connections = free.drain(free.len() - sendable..);
+            for (due, mut connection) in waiting.drain(..sendable).zip(connections) {
                 let (load, freed) = (Rc::clone(&self), freed.clone());
                 tokio::task::spawn_local(async move {
                     load.send(&mut connection, due).await;

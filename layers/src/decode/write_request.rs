@@ -556,3 +556,60 @@ fn extend(runs: &mut Vec<Span>, start: usize, end: usize) {
         _ => runs.push(Span::new(start, end)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload::SeriesSet;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn leading_bytes_compare_as_names_do(
+            shared in prop::collection::vec(any::<u8>(), 0..10),
+            a in prop::collection::vec(0u8..3, 0..4),
+            b in prop::collection::vec(0u8..3, 0..4),
+        ) {
+            let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
+            let by_leading = leading(&a).cmp(&leading(&b));
+            prop_assert!(by_leading.is_eq() || by_leading == a.cmp(&b));
+            // Equal means that nothing but zeros tells the first eight apart.
+            let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
+            prop_assert_eq!(by_leading.is_eq(), padded(&a) == padded(&b));
+        }
+    }
+
+    /// Names that differ behind their eighth byte only: out of order, and repeated.
+    #[test]
+    fn a_run_ends_where_names_do_not_ascend() {
+        let block = |names: &[&str]| {
+            let mut block = Vec::new();
+            for name in names {
+                let len = name.len() as u8;
+                block.extend([0x0a, len + 5, 0x0a, len]);
+                block.extend(name.as_bytes());
+                block.extend(b"\x12\x01v");
+            }
+            block
+        };
+        let limits = DecodeLimits::default();
+        for (names, count, canonical) in [
+            (["longlabel_a", "longlabel_b"], 2, &["longlabel_a", "longlabel_b"][..]),
+            (["longlabel_b", "longlabel_a"], 1, &["longlabel_a", "longlabel_b"][..]),
+            (["longlabel_a", "longlabel_a"], 1, &["longlabel_a"][..]),
+        ] {
+            let labels = block(&names);
+            assert_eq!(LabelRun::read(&labels, &limits).count, count, "{names:?}");
+            let mut message = vec![0x0a, labels.len() as u8];
+            message.extend(&labels);
+            let mut request = walk(&limits, message, None).unwrap();
+            let mut found = Vec::new();
+            let look = |labels: &mut crate::payload::LabelSet<'_>| -> Result<_, ()> {
+                found.extend(labels.iter().map(|(name, _)| name.to_owned()));
+                Ok(crate::payload::Keep::Yes)
+            };
+            request.try_edit(look).unwrap();
+            assert_eq!(found, canonical);
+        }
+    }
+}

@@ -169,22 +169,25 @@ impl LabelPolicy {
             if **name == *self.cluster_label {
                 continue;
             }
-            match labels.value(name) {
-                "" => return Verdict::Missing(name),
-                found if found != &**value => return Verdict::Wrong(name, value),
+            match labels.bytes(name) {
+                b"" => return Verdict::Missing(name),
+                found if found != value.as_bytes() => return Verdict::Wrong(name, value),
                 _ => {}
             }
         }
-        if labels.bytes(&self.cluster_label) == identity.cluster.as_str().as_bytes() {
-            // Everybody may write its own.
-            return if self.allows(labels) { Verdict::Keep } else { Verdict::Drop };
-        }
-        match labels.value(&self.cluster_label) {
-            "" => Verdict::Missing(""),
-            cluster if !self.writes_of(identity).allows(&identity.cluster, cluster) => Verdict::Foreign,
+        match labels.bytes(&self.cluster_label) {
+            b"" => Verdict::Missing(""),
+            // Most write their own, which is seen without looking at what else they may write.
+            cluster if cluster != identity.cluster.as_str().as_bytes() && !self.may_write_for(identity, labels) => {
+                Verdict::Foreign
+            }
             _ if !self.allows(labels) => Verdict::Drop,
             _ => Verdict::Keep,
         }
+    }
+
+    fn may_write_for(&self, identity: &Identity, labels: &LabelSet<'_>) -> bool {
+        self.writes_of(identity).allows(&identity.cluster, labels.value(&self.cluster_label))
     }
 
     fn allows(&self, labels: &LabelSet<'_>) -> bool {

@@ -132,7 +132,7 @@ impl LabelSet<'_> {
         text(self.bytes(name))
     }
 
-    /// The same as bytes, which need not be looked at again.
+    /// The bytes of [`value`](Self::value), without checking again that they are UTF-8.
     #[inline]
     pub(crate) fn bytes(&self, name: &str) -> &[u8] {
         self.labels().find(name.as_bytes()).map_or(&[], |label| label.value)

@@ -57,7 +57,7 @@ pub trait Labels {
     /// are the same.
     fn value(&self, name: &str) -> &str;
 
-    /// The same as bytes, for those to whom that it is UTF-8 costs something.
+    /// The bytes of [`value`](Self::value), for labels that would have to be checked anew to be a string.
     fn bytes(&self, name: &str) -> &[u8] {
         self.value(name).as_bytes()
     }
