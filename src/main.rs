@@ -15,6 +15,10 @@ use tokio::{
     sync::watch,
 };
 
+/// Bodies of some hundred kilobytes come and go: the system's allocator takes them from the kernel, and gives them back, each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long files may still be read once all is served.
 const LAST_READS: Duration = Duration::from_millis(500);
 

@@ -39,6 +39,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{report::Report, telemetry::RULES};
 
+/// The gateway's: what is measured beside it has no other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 #[derive(Debug, Parser)]

@@ -2,9 +2,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use super::{DecodeError, DecodeLimits, limits::Excess};
+use super::{DecodeError, DecodeLimits, label::LabelRun, limits::Excess};
 use crate::{
-    payload::{LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point, Span},
+    payload::{BYTES_PER_SERIES, LARGEST_PAYLOAD, LabelWriter, MetricFamilies, Point, Refused, Span, put_block},
     rejection::excerpt,
 };
 
@@ -15,7 +15,7 @@ pub(super) struct FamiliesBuilder<'l> {
     room: usize,
     times: Times,
     families: MetricFamilies,
-    /// Series so far, those that are over the limit among them.
+    /// Series so far, the one at hand and those over the limit among them.
     seen: usize,
     writer: LabelWriter,
     /// The last timestamp of the family at hand: they ascend within one.
@@ -44,14 +44,29 @@ pub(super) enum Value<'v> {
 /// metric, so a few kilobytes of labels and empty buckets become gigabytes. Real ones become some 20 times as long.
 const MOST_EXPANSION: usize = 32;
 
-/// A label by its bytes.
+/// A label's name and value.
 pub(super) type Pair<'a> = (&'a str, &'a str);
 
+/// A series' name: its family's, and what is appended to that.
+pub(super) type Name<'a> = (&'a str, &'a str);
+
 impl<'l> FamiliesBuilder<'l> {
-    pub(super) fn new(limits: &'l DecodeLimits, times: Times) -> Self {
-        let (families, writer) = (MetricFamilies::default(), LabelWriter::default());
+    /// For families of `len` bytes.
+    pub(super) fn new(limits: &'l DecodeLimits, times: Times, len: usize) -> Self {
+        let writer = LabelWriter::default();
+        let families = MetricFamilies {
+            // The labels and a name for each series; and, so that translating them moves nothing, a sample.
+            side: Vec::with_capacity(len + len / 4),
+            points: Vec::with_capacity((len / BYTES_PER_SERIES).min(limits.series)),
+            refused: Refused::default(),
+        };
         let room = limits.decoded.saturating_mul(MOST_EXPANSION).min(LARGEST_PAYLOAD);
         FamiliesBuilder { limits, room, times, families, seen: 0, writer, last: i64::MIN }
+    }
+
+    /// What holds for these families.
+    pub(super) fn limits(&self) -> &'l DecodeLimits {
+        self.limits
     }
 
     /// A family begins.
@@ -62,30 +77,18 @@ impl<'l> FamiliesBuilder<'l> {
     /// Adds the series `name` + `suffix` with its sample. `added` is a label that the expansion of a histogram or summary adds.
     pub(super) fn point<'a>(
         &mut self,
-        (name, suffix): (&str, &str),
+        name: Name<'_>,
         labels: impl Iterator<Item = Pair<'a>> + Clone,
         added: Option<Pair<'_>>,
         value: Value<'_>,
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
-        let index = self.seen;
-        self.seen += 1;
-        // Too many are counted to their end, and that is all.
-        if index >= self.limits.series.min(self.limits.samples) {
-            return Ok(());
-        }
-        let timestamp = self.timestamp(timestamp).map_err(|what| {
-            DecodeError::Timestamp(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
-        })?;
-        self.check(name, suffix, labels.clone()).map_err(|excess| {
-            let what = self.limits.explain(excess);
-            DecodeError::InvalidSeries(format!("series {} `{}{suffix}`: {what}", index + 1, excerpt(name)))
-        })?;
-
+        let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
+        self.check(name, labels.clone()).map_err(|excess| self.invalid(name, excess))?;
         let out = &mut self.families.side;
         self.writer.begin(out);
         // The name goes first: it is the one `__name__`, whatever the labels say.
-        self.writer.push_joined(out, "__name__", name, suffix);
+        self.writer.push_joined(out, b"__name__", name.0.as_bytes(), name.1.as_bytes());
         if let Some((name, value)) = added {
             self.writer.push(out, name.as_bytes(), value.as_bytes());
         }
@@ -93,6 +96,40 @@ impl<'l> FamiliesBuilder<'l> {
             self.writer.push(out, name.as_bytes(), value.as_bytes());
         }
         let labels = self.writer.finish(out);
+        self.end(labels, value, timestamp)
+    }
+
+    /// The same of a series whose labels are a run that was read within the limits of these families, UTF-8 all of it.
+    pub(super) fn point_of_run(
+        &mut self,
+        name: Name<'_>,
+        labels: LabelRun<'_>,
+        added: Option<Pair<'_>>,
+        value: Value<'_>,
+        timestamp: Option<i64>,
+    ) -> Result<(), DecodeError> {
+        let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
+        self.check(name, std::iter::empty()).map_err(|excess| self.invalid(name, excess))?;
+        // Its name is one of a series' labels.
+        if labels.count >= self.limits.labels {
+            return Err(self.invalid(name, Excess::Labels(labels.count + 1)));
+        }
+        let labels = put_block(&mut self.families.side, labels.block, name, added);
+        self.end(labels, value, timestamp)
+    }
+
+    /// Counts a series, and says the time of its sample. Too many are counted to their end, and that is all: then there is none.
+    fn begin(&mut self, name: Name<'_>, timestamp: Option<i64>) -> Result<Option<i64>, DecodeError> {
+        self.seen += 1;
+        if self.seen > self.limits.series.min(self.limits.samples) {
+            return Ok(None);
+        }
+        let timestamp = self.timestamp(timestamp);
+        timestamp.map(Some).map_err(|what| DecodeError::Timestamp(self.about_series(name, &what)))
+    }
+
+    fn end(&mut self, labels: Span, value: Value<'_>, timestamp: i64) -> Result<(), DecodeError> {
+        let out = &mut self.families.side;
         let (value, histogram) = match value {
             Value::Number(value) => (value.to_bits(), Span::default()),
             Value::Histogram(fields) => {
@@ -110,6 +147,16 @@ impl<'l> FamiliesBuilder<'l> {
         }
         self.families.points.push(Point { labels, value, histogram, timestamp });
         Ok(())
+    }
+
+    #[cold]
+    fn invalid(&self, name: Name<'_>, excess: Excess<'_>) -> DecodeError {
+        DecodeError::InvalidSeries(self.about_series(name, &self.limits.explain(excess)))
+    }
+
+    /// `what` is wrong with the series at hand.
+    fn about_series(&self, (name, suffix): Name<'_>, what: &str) -> String {
+        format!("series {} `{}{suffix}`: {what}", self.seen, excerpt(name))
     }
 
     /// The families, whole, where `read` is how reading them ended. Each series has one sample.
@@ -149,8 +196,7 @@ impl<'l> FamiliesBuilder<'l> {
 
     fn check<'a>(
         &self,
-        name: &str,
-        suffix: &str,
+        (name, suffix): Name<'_>,
         mut labels: impl Iterator<Item = Pair<'a>>,
     ) -> Result<(), Excess<'a>> {
         let len = name.len() + suffix.len();

@@ -5,13 +5,14 @@ use std::{
 
 use bytes::Bytes;
 use http::request::Parts;
-use infogw_proto::wire::{Cursor, Field};
+use infogw_proto::wire::Cursor;
 
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
-    families::{FamiliesBuilder, Pair, Times, Value},
+    families::{FamiliesBuilder, Name, Pair, Times, Value},
     fields::{double, length_delimited, varint},
     float::go_float,
+    label::{LabelRun, is_text, label},
     limits::Limits,
     media_type, native_histogram, snappy, text,
 };
@@ -150,7 +151,7 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
         } else {
             &body
         };
-        let mut builder = FamiliesBuilder::new(limits, self.times());
+        let mut builder = FamiliesBuilder::new(limits, self.times(), message.len());
         let read = if format.delimited {
             delimited(message, &mut builder)
         } else {
@@ -235,7 +236,7 @@ fn family(
     let (mut name, mut kind, mut metrics) = ("", None, 0usize);
     while let Some(field) = cursor.field()? {
         match field.number {
-            1 => name = string(&mut cursor, field, "family name")?,
+            1 => name = utf8(length_delimited(&mut cursor, field)?, "family name")?,
             3 => kind = Some(varint(&mut cursor, field)?),
             4 => {
                 length_delimited(&mut cursor, field)?;
@@ -270,7 +271,7 @@ fn family(
     while let Some(field) = cursor.field()? {
         if field.number == 4 {
             let content = cursor.bytes()?;
-            let metric = Metric::read(content, cursor.offset() - content.len())?;
+            let metric = Metric::read(content, cursor.offset() - content.len(), builder.limits())?;
             metric.expand(name, kind, builder, scratch)?;
         } else {
             cursor.skip(field.wire)?;
@@ -318,20 +319,25 @@ impl Kind {
 struct Metric<'a> {
     content: &'a [u8],
     at: usize,
+    /// All of the labels, where they are such a run and UTF-8.
+    run: Option<LabelRun<'a>>,
     /// The value messages by field number; the rest of the array stays empty.
     values: [Option<(&'a [u8], usize)>; 8],
     timestamp: Option<i64>,
 }
 
 impl<'a> Metric<'a> {
-    fn read(content: &'a [u8], at: usize) -> Result<Self, DecodeError> {
-        let mut metric = Metric { content, at, values: [None; 8], timestamp: None };
-        let mut cursor = Cursor::within(content, at);
+    fn read(content: &'a [u8], at: usize, limits: &DecodeLimits) -> Result<Self, DecodeError> {
+        let run = Some(LabelRun::read(content, limits)).filter(|run| is_text(run.block));
+        let read = run.map_or(0, |run| run.block.0.len());
+        let mut metric = Metric { content, at, run, values: [None; 8], timestamp: None };
+        let mut cursor = Cursor::within(content.get(read..).unwrap_or_default(), at + read);
         while let Some(field) = cursor.field()? {
             match field.number {
                 1 => {
                     let pair = length_delimited(&mut cursor, field)?;
                     label_pair(pair, cursor.offset() - pair.len())?;
+                    metric.run = None;
                 }
                 6 => metric.timestamp = Some(varint(&mut cursor, field)? as i64),
                 2 | 3 | 4 | 5 | 7 => {
@@ -367,6 +373,20 @@ impl<'a> Metric<'a> {
         })
     }
 
+    /// Adds the series `name` with its sample.
+    fn point(
+        &self,
+        builder: &mut FamiliesBuilder<'_>,
+        name: Name<'_>,
+        added: Option<Pair<'_>>,
+        value: Value<'_>,
+    ) -> Result<(), DecodeError> {
+        match self.run {
+            Some(run) => builder.point_of_run(name, run, added, value, self.timestamp),
+            None => builder.point(name, self.labels(), added, value, self.timestamp),
+        }
+    }
+
     fn expand(
         &self,
         name: &str,
@@ -386,7 +406,7 @@ impl<'a> Metric<'a> {
         match kind {
             Kind::Counter | Kind::Gauge | Kind::Untyped => {
                 let value = number(value, at)?;
-                builder.point((name, ""), self.labels(), None, Value::Number(value), self.timestamp)
+                self.point(builder, (name, ""), None, Value::Number(value))
             }
             Kind::Summary => self.summary(name, value, at, builder, scratch),
             Kind::Histogram | Kind::GaugeHistogram => self.histogram((name, kind), value, at, builder, scratch),
@@ -421,13 +441,13 @@ impl<'a> Metric<'a> {
                     }
                     go_float(&mut scratch.number, quantile);
                     let quantile = Some(("quantile", scratch.number.as_str()));
-                    builder.point((name, ""), self.labels(), quantile, Value::Number(value), self.timestamp)?;
+                    self.point(builder, (name, ""), quantile, Value::Number(value))?;
                 }
                 _ => cursor.skip(field.wire)?,
             }
         }
-        builder.point((name, "_sum"), self.labels(), None, Value::Number(sum), self.timestamp)?;
-        builder.point((name, "_count"), self.labels(), None, Value::Number(count as f64), self.timestamp)
+        self.point(builder, (name, "_sum"), None, Value::Number(sum))?;
+        self.point(builder, (name, "_count"), None, Value::Number(count as f64))
     }
 
     /// `Histogram { sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4, ... }`
@@ -453,13 +473,7 @@ impl<'a> Metric<'a> {
                     infinite |= bucket.upper_bound == f64::INFINITY;
                     go_float(&mut scratch.number, bucket.upper_bound);
                     let le = Some(("le", scratch.number.as_str()));
-                    builder.point(
-                        (name, "_bucket"),
-                        self.labels(),
-                        le,
-                        Value::Number(bucket.count()),
-                        self.timestamp,
-                    )?;
+                    self.point(builder, (name, "_bucket"), le, Value::Number(bucket.count()))?;
                 }
                 4 => count_float = double(&mut cursor, field)?,
                 _ => cursor.skip(field.wire)?,
@@ -467,21 +481,14 @@ impl<'a> Metric<'a> {
         }
         if buckets == 0 && native_histogram::is_native(message, at)? {
             native_histogram::translate(message, at, kind == Kind::GaugeHistogram, &mut scratch.histogram)?;
-            let histogram = Value::Histogram(&scratch.histogram);
-            return builder.point((name, ""), self.labels(), None, histogram, self.timestamp);
+            return self.point(builder, (name, ""), None, Value::Histogram(&scratch.histogram));
         }
         let count = if count_float > 0.0 { count_float } else { count as f64 };
         if !infinite {
-            builder.point(
-                (name, "_bucket"),
-                self.labels(),
-                Some(("le", "+Inf")),
-                Value::Number(count),
-                self.timestamp,
-            )?;
+            self.point(builder, (name, "_bucket"), Some(("le", "+Inf")), Value::Number(count))?;
         }
-        builder.point((name, "_sum"), self.labels(), None, Value::Number(sum), self.timestamp)?;
-        builder.point((name, "_count"), self.labels(), None, Value::Number(count), self.timestamp)
+        self.point(builder, (name, "_sum"), None, Value::Number(sum))?;
+        self.point(builder, (name, "_count"), None, Value::Number(count))
     }
 }
 
@@ -529,19 +536,10 @@ fn number(message: &[u8], at: usize) -> Result<f64, DecodeError> {
 
 /// `LabelPair { name = 1, value = 2 }`
 fn label_pair(content: &[u8], at: usize) -> Result<Pair<'_>, DecodeError> {
-    let mut cursor = Cursor::within(content, at);
-    let (mut name, mut value) = ("", "");
-    while let Some(field) = cursor.field()? {
-        match field.number {
-            1 => name = string(&mut cursor, field, "label name")?,
-            2 => value = string(&mut cursor, field, "label value")?,
-            _ => cursor.skip(field.wire)?,
-        }
-    }
-    Ok((name, value))
+    let label = label(content, at)?;
+    Ok((utf8(label.name, "label name")?, utf8(label.value, "label value")?))
 }
 
-fn string<'a>(cursor: &mut Cursor<'a>, field: Field, what: &str) -> Result<&'a str, DecodeError> {
-    let bytes = length_delimited(cursor, field)?;
+fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, DecodeError> {
     std::str::from_utf8(bytes).map_err(|_| DecodeError::Malformed(format!("a {what} is not UTF-8; drop it")))
 }

@@ -24,6 +24,7 @@
 mod families;
 mod fields;
 mod float;
+mod label;
 mod limits;
 mod metric_families;
 mod native_histogram;
@@ -293,15 +294,21 @@ fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: &SizeHint) -> Result<(
     if declared.lower() > limit as u64 {
         return Err(DecodeError::TooLarge { what: "body", size: declared.exact(), limit });
     }
-    Ok((format, Received { limit, chunk: Bytes::new(), joined: BytesMut::new() }))
+    let declared = declared.exact().map_or(0, |size| size as usize);
+    Ok((format, Received { limit, declared, chunk: Bytes::new(), joined: BytesMut::new() }))
 }
 
 /// A body as it arrives, counted. One that comes in a single chunk is not copied.
 struct Received {
     limit: usize,
+    /// How long it says it is, 0 if it does not.
+    declared: usize,
     chunk: Bytes,
     joined: BytesMut,
 }
+
+/// A body is believed to become this long if it says so; and, once it is longer than a quarter of it, four times what is there.
+const BELIEVED: usize = 64 << 10;
 
 impl Received {
     fn push(&mut self, mut data: impl Buf) -> Result<(), DecodeError> {
@@ -313,7 +320,11 @@ impl Received {
         if so_far == 0 {
             self.chunk = data.copy_to_bytes(len);
         } else {
-            self.joined.reserve(self.chunk.len() + len);
+            let needed = self.chunk.len() + len;
+            if self.joined.capacity() - self.joined.len() < needed {
+                let believed = self.declared.min(BELIEVED.max(4 * so_far));
+                self.joined.reserve(needed.max(believed.saturating_sub(self.joined.len())));
+            }
             self.joined.put(std::mem::take(&mut self.chunk));
             self.joined.put(data);
         }

@@ -7,11 +7,14 @@ use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
 use super::{
     DecodeError, DecodeLimits, Decoder, NAME, content_encoding,
     fields::{check, check_bucket_span, check_packed, length_delimited},
+    label::{LabelRun, is_text, label},
     limits::{Excess, Limits},
     media_type, snappy,
 };
 use crate::{
-    payload::{LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag},
+    payload::{
+        BYTES_PER_SERIES, LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag,
+    },
     rejection::Reason,
 };
 
@@ -77,8 +80,7 @@ fn walk(limits: &DecodeLimits, source: Vec<u8>, received: Option<Bytes>) -> Resu
         limits,
         side: Vec::new(),
         writer: LabelWriter::default(),
-        // Telemetry has 200 to 400 bytes a series; few of these ever grow.
-        series: Vec::with_capacity((source.len() / 192).min(limits.series)),
+        series: Vec::with_capacity((source.len() / BYTES_PER_SERIES).min(limits.series)),
         others: Vec::new(),
         refused: Refused::default(),
         seen: 0,
@@ -195,7 +197,7 @@ impl Walk<'_> {
         let mut flags = if overlong { flag::REFRAME } else { 0 };
         let (mut labels, mut rest) = (found.labels, found.rest);
         let series_bytes = Span::new(start, whole.end as usize);
-        if excess.is_none() && !(found.canonical && is_text(labels.of(source))) {
+        if excess.is_none() && !(found.canonical && is_text(LabelBlock(labels.of(source)))) {
             match self.rewrite_labels(source, series_bytes)? {
                 Ok(rewritten) => labels = rewritten,
                 Err(broken) => excess = Some(broken),
@@ -228,8 +230,9 @@ impl Walk<'_> {
             Found { labels: empty, rest: empty, canonical: true, scattered: false, excess: None, samples: 0 };
         let run = LabelRun::read(series.of(source), self.limits);
         let (mut count, mut last_name) = (run.count, run.last_name);
-        let mut cursor = Cursor::within(series.of(source).get(run.len..).unwrap_or_default(), at + run.len);
-        grow(&mut found.labels, at, at + run.len);
+        let len = run.block.0.len();
+        let mut cursor = Cursor::within(series.of(source).get(len..).unwrap_or_default(), at + len);
+        grow(&mut found.labels, at, at + len);
         loop {
             let start = cursor.offset();
             let Some(field) = cursor.field()? else {
@@ -348,50 +351,6 @@ fn count_samples(series: &[u8]) -> Option<u64> {
     Some(samples)
 }
 
-/// The labels that a series begins with, as far as they are what stock senders write: canonical, ascending, within the limits, names
-/// and values shorter than 128 bytes. That is all of them in all but a few series; what follows is read field by field.
-struct LabelRun<'s> {
-    /// Bytes.
-    len: usize,
-    /// Labels.
-    count: usize,
-    last_name: &'s [u8],
-}
-
-impl<'s> LabelRun<'s> {
-    #[inline]
-    fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
-        let mut run = LabelRun { len: 0, count: 0, last_name: &[] };
-        let (mut rest, mut last_key) = (series, 0);
-        while let Some((&[0x0a, len], fields)) = rest.split_first_chunk::<2>()
-            && len < 0x80
-            && let Some((content, behind)) = fields.split_at_checked(usize::from(len))
-            && let Some(Label { name, value, .. }) = short_label(content)
-            && !value.is_empty()
-            && limits.check_label(name, value).is_ok()
-        {
-            let key = leading(name);
-            // Names that differ do so early: few are compared to their end.
-            if key < last_key || key == last_key && name <= run.last_name {
-                break;
-            }
-            last_key = key;
-            run = LabelRun { len: run.len + 2 + content.len(), count: run.count + 1, last_name: name };
-            rest = behind;
-        }
-        run
-    }
-}
-
-/// The first eight bytes, so that these numbers compare as the names do unless they are equal.
-#[inline]
-fn leading(name: &[u8]) -> u64 {
-    match name.first_chunk() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => name.iter().zip((0..8).rev()).fold(0, |key, (byte, place)| key | u64::from(*byte) << (8 * place)),
-    }
-}
-
 /// What a scan of one series found.
 struct Found<'s> {
     labels: Span,
@@ -402,52 +361,6 @@ struct Found<'s> {
     scattered: bool,
     excess: Option<Excess<'s>>,
     samples: u32,
-}
-
-/// A label's strings; the last of a repeated field counts, as for any protobuf decoder.
-struct Label<'a> {
-    name: &'a [u8],
-    value: &'a [u8],
-    canonical: bool,
-}
-
-#[inline]
-fn label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
-    match short_label(content) {
-        Some(label) => Ok(label),
-        None => any_label(content, at),
-    }
-}
-
-/// A canonical label whose name and value are shorter than 128 bytes: all but all of them.
-#[inline]
-fn short_label(content: &[u8]) -> Option<Label<'_>> {
-    let (&[0x0a, name_len], rest) = content.split_first_chunk()? else { return None };
-    let (name, rest) = rest.split_at_checked(usize::from(name_len))?;
-    let (&[0x12, value_len], value) = rest.split_first_chunk()? else { return None };
-    let canonical = name_len < 0x80 && value_len < 0x80 && value.len() == usize::from(value_len);
-    canonical.then_some(Label { name, value, canonical })
-}
-
-fn any_label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
-    let mut cursor = Cursor::within(content, at);
-    let mut label = Label { name: &[], value: &[], canonical: true };
-    let mut next = 1;
-    let mut minimal = 0;
-    while let Some(field) = cursor.field()? {
-        label.canonical &= field.number == next;
-        next += 1;
-        match field.number {
-            1 => label.name = length_delimited(&mut cursor, field)?,
-            2 => label.value = length_delimited(&mut cursor, field)?,
-            _ => cursor.skip(field.wire)?,
-        }
-    }
-    for string in [label.name, label.value] {
-        minimal += 1 + varint_len(string.len() as u64) + string.len();
-    }
-    label.canonical &= next == 3 && content.len() == minimal;
-    Ok(label)
 }
 
 /// `Sample { value = 1 double, timestamp = 2 int64 }`
@@ -513,15 +426,6 @@ fn histogram(content: &[u8], at: usize) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.
-#[inline]
-fn is_text(block: &[u8]) -> bool {
-    block.is_ascii()
-        || LabelBlock(block)
-            .iter()
-            .all(|label| std::str::from_utf8(label.name).is_ok() && std::str::from_utf8(label.value).is_ok())
-}
-
 /// The metric name of a series that may not be canonical, for a message.
 fn metric_name(source: &[u8], series: Span) -> &str {
     let mut cursor = Cursor::new(series.of(source));
@@ -561,23 +465,6 @@ fn extend(runs: &mut Vec<Span>, start: usize, end: usize) {
 mod tests {
     use super::*;
     use crate::payload::SeriesSet;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn leading_bytes_compare_as_names_do(
-            shared in prop::collection::vec(any::<u8>(), 0..10),
-            a in prop::collection::vec(0u8..3, 0..4),
-            b in prop::collection::vec(0u8..3, 0..4),
-        ) {
-            let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
-            let by_leading = leading(&a).cmp(&leading(&b));
-            prop_assert!(by_leading.is_eq() || by_leading == a.cmp(&b));
-            // Equal means that nothing but zeros tells the first eight apart.
-            let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
-            prop_assert_eq!(by_leading.is_eq(), padded(&a) == padded(&b));
-        }
-    }
 
     /// Names that differ behind their eighth byte only: out of order, and repeated.
     #[test]

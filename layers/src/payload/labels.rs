@@ -1,4 +1,6 @@
 use std::cmp::Ordering;
+#[cfg(feature = "decode")]
+use std::ops::Range;
 
 use infogw_proto::wire::{put_varint, varint_len};
 
@@ -62,6 +64,15 @@ impl<'a> LabelBlock<'a> {
         }
         Err(self.0.len())
     }
+
+    /// The bytes of the label `name`; none, at the place where they belong, if there is no such label.
+    #[cfg(feature = "decode")]
+    fn place(self, name: &[u8]) -> Range<usize> {
+        match self.find(name) {
+            Ok(LabelAt { start, end, .. }) => start..end,
+            Err(start) => start..start,
+        }
+    }
 }
 
 /// The length that stands at `at`, and where it ends.
@@ -82,16 +93,22 @@ fn length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     None
 }
 
-/// Appends one label in its canonical spelling.
-pub(crate) fn put_label(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+/// Appends one label in its canonical spelling. Its value is `value` + `suffix`.
+fn put_joined(out: &mut Vec<u8>, name: &[u8], value: &[u8], suffix: &[u8]) {
+    let value_len = value.len() + suffix.len();
     out.push(LABEL);
-    put_varint(out, (string_len(name.len()) + string_len(value.len())) as u64);
+    put_varint(out, (string_len(name.len()) + string_len(value_len)) as u64);
     out.push(NAME);
     put_varint(out, name.len() as u64);
     out.extend_from_slice(name);
     out.push(VALUE);
-    put_varint(out, value.len() as u64);
+    put_varint(out, value_len as u64);
     out.extend_from_slice(value);
+    out.extend_from_slice(suffix);
+}
+
+fn put_label(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    put_joined(out, name, value, &[]);
 }
 
 fn string_len(len: usize) -> usize {
@@ -170,7 +187,9 @@ impl LabelSet<'_> {
             }
             Err(at) => at,
         };
-        self.move_to_end();
+        if !self.is_at_end() {
+            self.move_to_end([self.block]);
+        }
         let (from, end) = (self.block.start as usize + at, self.side.len());
         put_label(self.side, name.as_bytes(), value.as_bytes());
         let added = self.side.len() - end;
@@ -187,24 +206,36 @@ impl LabelSet<'_> {
 
     /// Removes the block's bytes `start..end`.
     fn cut(&mut self, start: usize, end: usize) {
-        self.move_to_end();
-        let base = self.block.start as usize;
-        self.side.drain(base + start..base + end);
-        self.block.end = self.side.len() as u32;
+        let from = self.block.start;
+        let head = Span { end: from + start as u32, ..self.block };
+        let tail = Span { start: from + end as u32, ..self.block };
+        if self.is_at_end() {
+            self.side.drain(head.end as usize..tail.start as usize);
+            self.block.end = self.side.len() as u32;
+        } else {
+            self.move_to_end([head, tail]);
+        }
     }
 
-    /// Moves the block to the end of the side buffer, where it can grow and shrink, unless it is there already.
-    fn move_to_end(&mut self) {
-        if self.in_side && self.block.end as usize == self.side.len() {
-            return;
+    /// Whether the block is at the end of the side buffer, where it can grow and shrink.
+    fn is_at_end(&self) -> bool {
+        self.in_side && self.block.end as usize == self.side.len()
+    }
+
+    /// Makes a block of these parts of its own at the end of the side buffer.
+    fn move_to_end<const N: usize>(&mut self, parts: [Span; N]) {
+        // Once for all series, as most have the same done to them.
+        if self.side.capacity() == 0 {
+            self.side.reserve(self.source.len());
         }
         let to = self.side.len();
-        if self.block.len() == 0 {
-            // An empty block may lie behind the end: the series before it can have become shorter.
-        } else if self.in_side {
-            self.side.extend_from_within(self.block.start as usize..self.block.end as usize);
-        } else {
-            self.side.extend_from_slice(self.block.of(self.source));
+        for part in parts {
+            match self.in_side {
+                // An empty block may lie behind the end: the series before it can have become shorter.
+                true if part.len() > 0 => self.side.extend_from_within(part.start as usize..part.end as usize),
+                true => {}
+                false => self.side.extend_from_slice(part.of(self.source)),
+            }
         }
         self.block = Span::new(to, self.side.len());
         self.in_side = true;
@@ -224,7 +255,6 @@ pub(crate) struct LabelWriter {
     labels: Vec<Span>,
     start: usize,
     sorted: bool,
-    joined: String,
 }
 
 #[cfg(feature = "decode")]
@@ -238,28 +268,20 @@ impl LabelWriter {
 
     /// Adds a label. One with an empty name or value is no label.
     pub(crate) fn push(&mut self, out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-        if name.is_empty() || value.is_empty() {
+        self.push_joined(out, name, value, &[]);
+    }
+
+    /// Adds a label whose value is `value` + `suffix`.
+    pub(crate) fn push_joined(&mut self, out: &mut Vec<u8>, name: &[u8], value: &[u8], suffix: &[u8]) {
+        if name.is_empty() || value.is_empty() && suffix.is_empty() {
             return;
         }
         if let Some(last) = self.labels.last() {
             self.sorted &= field(out, *last).name < name;
         }
         let start = out.len();
-        put_label(out, name, value);
+        put_joined(out, name, value, suffix);
         self.labels.push(Span::new(start, out.len()));
-    }
-
-    /// Adds a label whose value is `value` + `suffix`.
-    pub(crate) fn push_joined(&mut self, out: &mut Vec<u8>, name: &str, value: &str, suffix: &str) {
-        if suffix.is_empty() {
-            return self.push(out, name.as_bytes(), value.as_bytes());
-        }
-        self.joined.clear();
-        self.joined.push_str(value);
-        self.joined.push_str(suffix);
-        let joined = std::mem::take(&mut self.joined);
-        self.push(out, name.as_bytes(), joined.as_bytes());
-        self.joined = joined;
     }
 
     /// Ends the block: sorted by name; of labels that share a name the first one stays, as telemeter-server does it.
@@ -276,6 +298,31 @@ impl LabelWriter {
         }
         Span::new(self.start, out.len())
     }
+}
+
+/// Appends a canonical block: that of `block` with the metric name `name` + `suffix` and the label `added`, which sorts behind the
+/// name. Either replaces a label of `block` that is called the same.
+#[cfg(feature = "decode")]
+pub(crate) fn put_block(
+    out: &mut Vec<u8>,
+    block: LabelBlock<'_>,
+    (name, suffix): (&str, &str),
+    added: Option<(&str, &str)>,
+) -> Span {
+    let start = out.len();
+    let old = |bytes| block.0.get::<Range<usize>>(bytes).unwrap_or_default();
+    let place = block.place(b"__name__");
+    out.extend_from_slice(old(0..place.start));
+    put_joined(out, b"__name__", name.as_bytes(), suffix.as_bytes());
+    let mut from = place.end;
+    if let Some((name, value)) = added {
+        let place = block.place(name.as_bytes());
+        out.extend_from_slice(old(from..place.start));
+        put_label(out, name.as_bytes(), value.as_bytes());
+        from = place.end;
+    }
+    out.extend_from_slice(old(from..block.0.len()));
+    Span::new(start, out.len())
 }
 
 #[cfg(feature = "decode")]
@@ -335,6 +382,23 @@ mod tests {
                 prop_assert!(set.iter().is_sorted());
             }
             prop_assert!(side.starts_with(b"another series"));
+        }
+
+        /// A block with a name and one label more is what comes of writing them first and then the labels.
+        #[test]
+        fn a_name_and_a_label_go_into_a_block(
+            labels in prop::collection::vec(("[A-Z]|[a-z]{1,2}|__name__|__n|___|le", "[x-z]{1,2}"), 0..6),
+            suffix in "(_sum)?",
+            le in prop::option::of("[0-9]{1,3}"),
+        ) {
+            let added = le.as_deref().map(|le| ("le", le));
+            let first = [("__name__".to_owned(), format!("up{suffix}"))].into_iter();
+            let all: Vec<_> =
+                first.chain(added.map(|(name, le)| (name.to_owned(), le.to_owned()))).chain(labels.clone()).collect();
+            let mut out = b"another series".to_vec();
+            let span = put_block(&mut out, LabelBlock(&block(&labels)), ("up", &suffix), added);
+            prop_assert_eq!(span.of(&out), block(&all));
+            prop_assert!(out.starts_with(b"another series"));
         }
     }
 }

@@ -35,7 +35,7 @@ pub use families::MetricFamilies;
 pub(crate) use families::Point;
 pub use labels::LabelSet;
 #[cfg(feature = "decode")]
-pub(crate) use labels::{LabelBlock, LabelWriter};
+pub(crate) use labels::{LabelBlock, LabelWriter, put_block};
 pub use refused::{Offence, Refused};
 pub use write_request::WriteRequest;
 #[cfg(any(feature = "decode", feature = "translate"))]
@@ -65,6 +65,10 @@ impl Span {
 
 /// The largest decoded payload, in bytes. Offsets are 32 bits, and edits can add to what was decoded: the rest is room for those.
 pub const LARGEST_PAYLOAD: usize = 1 << 30;
+
+/// Telemetry has 200 to 400 bytes a series: few lists that are made for so many ever grow.
+#[cfg(feature = "decode")]
+pub(crate) const BYTES_PER_SERIES: usize = 192;
 
 /// The most series of a payload: it counts in 32 bits.
 pub const MOST_SERIES: usize = 1 << 22;

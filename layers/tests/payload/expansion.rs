@@ -166,9 +166,11 @@ fn family() -> impl Strategy<Value = client::MetricFamily> {
 /// A metric with a value of each kind.
 fn metric() -> impl Strategy<Value = client::Metric> {
     let value = || bits().prop_map(f64::from_bits);
-    let label =
-        (prop_oneof![8 => "[a-c]{1,2}", 1 => Just("le".to_owned()), 1 => Just("quantile".to_owned())], label_value())
-            .prop_map(|(name, value)| client::LabelPair { name: Some(name), value: Some(value) });
+    let label = (
+        prop_oneof![8 => "[a-c]{1,2}", 2 => "[A-C]", 1 => Just("le".to_owned()), 1 => Just("quantile".to_owned())],
+        label_value(),
+    )
+        .prop_map(|(name, value)| client::LabelPair { name: Some(name), value: Some(value) });
     let bound = || select(&BOUNDS).prop_map(|(bound, _)| bound);
     let quantile = (bound(), value())
         .prop_map(|(quantile, value)| client::Quantile { quantile: Some(quantile), value: Some(value) });
@@ -180,7 +182,14 @@ fn metric() -> impl Strategy<Value = client::Metric> {
     });
     let (quantiles, buckets) = (vec(quantile, 0..4), vec(bucket, 0..4));
     let counts = (any::<u64>(), option::of(0.0..1e9));
-    (vec(label, 0..5), value(), quantiles, buckets, counts, 0..3i64).prop_map(
+    // As Prometheus sends them, half of the time.
+    let labels = (vec(label, 0..5), any::<bool>()).prop_map(|(mut labels, sorted)| {
+        if sorted {
+            labels.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        labels
+    });
+    (labels, value(), quantiles, buckets, counts, 0..3i64).prop_map(
         |(label, value, quantile, bucket, (count, count_float), timestamp)| client::Metric {
             label,
             gauge: Some(client::Gauge { value: Some(value) }),

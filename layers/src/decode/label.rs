@@ -1,0 +1,127 @@
+//! Labels as they are on the wire.
+
+use infogw_proto::wire::{Cursor, WireError, varint_len};
+
+use super::{DecodeLimits, fields::length_delimited};
+use crate::payload::LabelBlock;
+
+/// A label's strings (`Label` of remote write and `LabelPair` of metric families are the same on the wire); the last of a repeated field counts, as for any protobuf decoder.
+pub(super) struct Label<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
+    /// Spelt the one way that is canonical.
+    pub(super) canonical: bool,
+}
+
+#[inline]
+pub(super) fn label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
+    match short_label(content) {
+        Some(label) => Ok(label),
+        None => any_label(content, at),
+    }
+}
+
+/// A canonical label whose name and value are shorter than 128 bytes: all but all of them.
+#[inline]
+fn short_label(content: &[u8]) -> Option<Label<'_>> {
+    let (&[0x0a, name_len], rest) = content.split_first_chunk()? else { return None };
+    let (name, rest) = rest.split_at_checked(usize::from(name_len))?;
+    let (&[0x12, value_len], value) = rest.split_first_chunk()? else { return None };
+    let canonical = name_len < 0x80 && value_len < 0x80 && value.len() == usize::from(value_len);
+    canonical.then_some(Label { name, value, canonical })
+}
+
+fn any_label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
+    let mut cursor = Cursor::within(content, at);
+    let mut label = Label { name: &[], value: &[], canonical: true };
+    let mut next = 1;
+    let mut minimal = 0;
+    while let Some(field) = cursor.field()? {
+        label.canonical &= field.number == next;
+        next += 1;
+        match field.number {
+            1 => label.name = length_delimited(&mut cursor, field)?,
+            2 => label.value = length_delimited(&mut cursor, field)?,
+            _ => cursor.skip(field.wire)?,
+        }
+    }
+    for string in [label.name, label.value] {
+        minimal += 1 + varint_len(string.len() as u64) + string.len();
+    }
+    label.canonical &= next == 3 && content.len() == minimal;
+    Ok(label)
+}
+
+/// The labels that a series begins with, as far as they are what stock senders write: canonical, ascending, within the limits, names
+/// and values shorter than 128 bytes. That is all of them in all but a few series; what follows is read field by field.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LabelRun<'s> {
+    /// A canonical block, but for UTF-8.
+    pub(super) block: LabelBlock<'s>,
+    /// Labels.
+    pub(super) count: usize,
+    pub(super) last_name: &'s [u8],
+}
+
+impl<'s> LabelRun<'s> {
+    #[inline]
+    pub(super) fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
+        let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
+        let (mut rest, mut last_key) = (series, 0);
+        while let Some((&[0x0a, len], fields)) = rest.split_first_chunk::<2>()
+            && len < 0x80
+            && let Some((content, behind)) = fields.split_at_checked(usize::from(len))
+            && let Some(Label { name, value, .. }) = short_label(content)
+            && !value.is_empty()
+            && limits.check_label(name, value).is_ok()
+        {
+            let key = leading(name);
+            // Names that differ do so early: few are compared to their end.
+            if key < last_key || key == last_key && name <= last_name {
+                break;
+            }
+            (last_key, last_name) = (key, name);
+            (count, rest) = (count + 1, behind);
+        }
+        let block = series.get(..series.len() - rest.len()).unwrap_or_default();
+        LabelRun { block: LabelBlock(block), count, last_name }
+    }
+}
+
+/// The first eight bytes, so that these numbers compare as the names do unless they are equal.
+#[inline]
+fn leading(name: &[u8]) -> u64 {
+    match name.first_chunk() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => name.iter().zip((0..8).rev()).fold(0, |key, (byte, place)| key | u64::from(*byte) << (8 * place)),
+    }
+}
+
+/// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.
+#[inline]
+pub(super) fn is_text(block: LabelBlock<'_>) -> bool {
+    block.0.is_ascii()
+        || block.iter().all(|label| std::str::from_utf8(label.name).is_ok() && std::str::from_utf8(label.value).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn leading_bytes_compare_as_names_do(
+            shared in prop::collection::vec(any::<u8>(), 0..10),
+            a in prop::collection::vec(0u8..3, 0..4),
+            b in prop::collection::vec(0u8..3, 0..4),
+        ) {
+            let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
+            let by_leading = leading(&a).cmp(&leading(&b));
+            prop_assert!(by_leading.is_eq() || by_leading == a.cmp(&b));
+            // Equal means that nothing but zeros tells the first eight apart.
+            let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
+            prop_assert_eq!(by_leading.is_eq(), padded(&a) == padded(&b));
+        }
+    }
+}
