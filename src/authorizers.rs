@@ -88,10 +88,10 @@ pub fn registering(
 }
 
 /// Takes verified certificates at their word, asks the registrations about cluster credentials, and keeps what they say.
-pub fn senders(
+pub fn senders<F>(
     config: &Config,
     metrics: &'static Metrics,
-    clients: &Clients,
+    clients: &Clients<F>,
     circuit: &Circuit,
     handler: Handler,
 ) -> Authorizing<Sender> {
@@ -115,10 +115,10 @@ fn shared_grants(config: &Config, metrics: &'static Metrics) -> Option<SharedGra
 }
 
 /// The authorizer that flags name.
-fn registrations(
+fn registrations<F>(
     config: &Config,
     metrics: &'static Metrics,
-    clients: &Clients,
+    clients: &Clients<F>,
     circuit: &Circuit,
     needs_account: bool,
 ) -> Authorizing<ClusterCredential> {

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
+use http_body::Body;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -35,11 +35,11 @@ pub type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// One client for each neighbour. They heed no proxy variables and follow no redirects.
 #[derive(Debug, Clone)]
-pub struct Clients {
+pub struct Clients<F = HttpClient> {
     /// Calls the authorizer.
     pub authorize: HttpClient,
     /// Calls the upstream.
-    pub forward: HttpClient,
+    pub forward: F,
     /// The token that both are shown, if flags name an issuer.
     pub credentials: Option<TokenSource>,
 }
@@ -127,30 +127,35 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// Shows our own token, if there is one to show. Outside of what counts: each attempt is a request.
-pub fn showing<B: Send + 'static>(
+pub fn showing<C: ApiClient>(
     tokens: Option<TokenSource>,
-    client: impl ApiClient<B>,
+    client: C,
     is_about_us: fn(&HeaderMap) -> bool,
-) -> impl ApiClient<B> {
+) -> impl ApiClient<Body = C::Body> {
     let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
     ServiceBuilder::new().option_layer(layer).map_err(Into::<BoxError>::into).service(client)
 }
 
-/// A client whose requests are counted. Its answers have a body of type `B`.
-pub trait ApiClient<B = Incoming>:
-    Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+/// A client of a neighbour, as [`HttpClient`] is one.
+pub trait ApiClient:
+    Service<Request<Full<Bytes>>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
     + Clone
     + Send
     + Sync
     + 'static
 {
+    /// The body of its answers.
+    type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
 }
 
-impl<C, B> ApiClient<B> for C where
+impl<C, B> ApiClient for C
+where
     C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + Sync
-        + 'static
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
+    type Body = B;
 }

@@ -44,7 +44,7 @@ use crate::{
 pub fn upload<B: RequestBody>(
     config: &Config,
     metrics: &'static Metrics,
-    clients: &Clients,
+    clients: &Clients<impl ApiClient>,
     limits: &Limits,
 ) -> impl Stack<B> {
     let handler = metrics.handler("upload");
@@ -84,7 +84,7 @@ pub fn upload<B: RequestBody>(
 pub fn receive<B: RequestBody>(
     config: &Config,
     metrics: &'static Metrics,
-    clients: &Clients,
+    clients: &Clients<impl ApiClient>,
     circuit: &Circuit,
     limits: &Limits,
 ) -> impl Stack<B> {
@@ -200,13 +200,13 @@ pub fn drain() -> DrainLayer {
     DrainLayer::new(1 << 20, Duration::from_secs(2))
 }
 
-fn forward(
+fn forward<C: ApiClient>(
     config: &Config,
     metrics: &'static Metrics,
-    clients: &Clients,
+    clients: &Clients<C>,
     handler: Handler,
     success: Success,
-) -> Forward<impl ApiClient + use<>, Handler> {
+) -> Forward<impl ApiClient + use<C>, Handler> {
     let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
     let client = showing(clients.credentials.clone(), client, |_| true);
     Forward::new(client, config.upstream.uri().clone(), success, handler)
