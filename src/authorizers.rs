@@ -20,7 +20,7 @@ use infogw_layers::{
     retry::RetryOutages,
 };
 use tower::{
-    Layer, ServiceBuilder, ServiceExt, service_fn,
+    Layer, Service, ServiceBuilder, ServiceExt, service_fn,
     timeout::{TimeoutLayer, error::Elapsed},
     util::BoxCloneSyncService,
 };
@@ -30,6 +30,7 @@ use crate::{
     client::{Clients, showing},
     config::{Authorizer, Config},
     identity::{Sender, SenderAuthorizer},
+    shared::Shared,
     stores,
 };
 
@@ -45,7 +46,14 @@ const FAILURES: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
 /// An authorizer of those who bring a credential `C`.
-pub type Authorizing<C> = BoxCloneSyncService<C, Arc<Identity>, Rejection>;
+pub type Authorizing<C> = Shared<BoxCloneSyncService<C, Arc<Identity>, Rejection>>;
+
+fn authorizing<C, S>(authorizer: S) -> Authorizing<C>
+where
+    S: Service<C, Response = Arc<Identity>, Error = Rejection, Future: Send + 'static> + Clone + Send + Sync + 'static,
+{
+    Shared::new(BoxCloneSyncService::new(authorizer))
+}
 
 /// Whether the authorizer may be asked: one for all routes, since it is one authorizer.
 pub fn circuit(metrics: &'static Metrics) -> Circuit {
@@ -70,7 +78,7 @@ pub fn tokens(config: &Config, metrics: &'static Metrics, handler: Handler) -> A
     metrics.cache("tokens", cache.handle());
     // Kept for the keys it was verified with: what others said of it does not count.
     let cached = cache.observed_by(handler).layer(verify).map_request(move |token| (verifier.generation(), token));
-    BoxCloneSyncService::new(cached.map_response(|identity: Arc<Identity>| {
+    authorizing(cached.map_response(|identity: Arc<Identity>| {
         tracing::info!(cluster = identity.cluster.as_str(), "cluster ID");
         identity
     }))
@@ -84,7 +92,7 @@ pub fn registering(
     circuit: &Circuit,
 ) -> Authorizing<ClusterCredential> {
     let asking = registrations(config, metrics, clients, circuit, true);
-    BoxCloneSyncService::new(SingleFlightLayer::new(REGISTERING).layer(asking))
+    authorizing(SingleFlightLayer::new(REGISTERING).layer(asking))
 }
 
 /// Takes verified certificates at their word, asks the registrations about cluster credentials, and keeps what they say.
@@ -99,7 +107,7 @@ pub fn senders<F>(
     let cache =
         CacheLayer::new(CacheConfig { shared: shared_grants(config, metrics), ..config.authorizations.clone() });
     metrics.cache("authorizer", cache.handle());
-    BoxCloneSyncService::new(SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity))
+    authorizing(SenderAuthorizer::new(cache.observed_by(handler).layer(asking), &metrics.identity))
 }
 
 /// Where replicas that have the same key, and ask the same authorizer, share what it grants.
@@ -123,11 +131,11 @@ fn registrations<F>(
     needs_account: bool,
 ) -> Authorizing<ClusterCredential> {
     match &config.authorizer {
-        Authorizer::AcceptAny => BoxCloneSyncService::new(service_fn(async |credential: ClusterCredential| {
+        Authorizer::AcceptAny => authorizing(service_fn(async |credential: ClusterCredential| {
             let cluster = credential.cluster().clone();
             Ok(Arc::new(Identity { account: Some(cluster.as_str().into()), ..Identity::of(cluster) }))
         })),
-        Authorizer::Nobody => BoxCloneSyncService::new(service_fn(async |_| {
+        Authorizer::Nobody => authorizing(service_fn(async |_| {
             Err(Rejection::new(
                 Reason::ClientInfo,
                 "no tokens are taken or issued here: show a client certificate and send remote write to /metrics/v1/receive",
@@ -158,7 +166,7 @@ fn registrations<F>(
                 .layer(TimeoutLayer::new(AUTHORIZATION))
                 .retry(RetryOutages::new(CALLS).unless_open(circuit.clone()))
                 .service(tollbooth);
-            BoxCloneSyncService::new(patient)
+            authorizing(patient)
         }
     }
 }

@@ -27,6 +27,7 @@ use tower::{Service, ServiceBuilder};
 
 use crate::{
     config::Config,
+    shared::Shared,
     tls::{ClientFiles, Current, Live},
 };
 
@@ -133,7 +134,7 @@ pub fn showing<C: ApiClient>(
     is_about_us: fn(&HeaderMap) -> bool,
 ) -> impl ApiClient<Body = C::Body> {
     let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
-    ServiceBuilder::new().option_layer(layer).map_err(Into::<BoxError>::into).service(client)
+    ServiceBuilder::new().layer_fn(Shared::new).option_layer(layer).map_err(Into::<BoxError>::into).service(client)
 }
 
 /// A client of a neighbour, as [`HttpClient`] is one.

@@ -52,6 +52,7 @@ pub mod registration;
 pub mod reload;
 pub mod route;
 pub mod server;
+pub mod shared;
 pub mod stack;
 pub mod stores;
 pub mod tls;

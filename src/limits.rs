@@ -1,9 +1,16 @@
-//! The rate limits of the stacks, shared between replicas where there is a Redis.
+//! The limits that stacks share: rates, between replicas too where there is a Redis, and turns at the processors.
 
-use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use infogw_layers::{
     circuit::Circuit,
+    decode::Turns,
     rate_limit::{LocalLimiter, RateLimitLayer, shared::SharedLimiter},
     store::Circuits,
 };
@@ -27,9 +34,16 @@ pub type LocalLimit<C> = RateLimitLayer<C, Arc<LocalLimiter>, LimitCounters>;
 /// A limit in Redis.
 pub type SharedLimit<C> = RateLimitLayer<C, SharedLimiter, LimitCounters>;
 
-/// What all limits count in: each by itself, but through the same circuits, or a request would wait for Redis once for each limit.
+/// No request waits longer for a processor: much less than what makes a sender give up, and more than a burst of arrivals takes.
+const LONGEST_QUEUE: Duration = Duration::from_millis(25);
+
+/// What all limits count in.
 #[derive(Clone)]
-pub struct Limits(Arc<[Limiter; Limit::ALL.len()]>);
+pub struct Limits {
+    /// Each by itself, but through the same circuits, or a request would wait for Redis once for each limit.
+    rates: Arc<[Limiter; Limit::ALL.len()]>,
+    turns: Turns,
+}
 
 struct Limiter {
     local: Arc<LocalLimiter>,
@@ -52,7 +66,7 @@ impl Limits {
             _ => circuit().into(),
         };
         let secret = config.keys.derive_secret(SECRET);
-        let limits = Limits(Arc::new(Limit::ALL.map(|limit| {
+        let rates = Arc::new(Limit::ALL.map(|limit| {
             let local = Arc::new(LocalLimiter::new());
             let shared = redis.clone().map(|redis| {
                 let keys = format!("infogw:ratelimit:{}", limit.name());
@@ -64,18 +78,26 @@ impl Limits {
             });
             let counters = metrics.limiter.limit(limit, &local);
             Limiter { local, shared, counters }
-        })));
+        }));
+        // As many as tokio has workers.
+        let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let limits = Limits { rates, turns: Turns::new(processors, LONGEST_QUEUE) };
         // Replicas whose keys are rotated in their files go on counting together.
-        for shared in limits.0.iter().filter_map(|limiter| limiter.shared.clone()) {
+        for shared in limits.rates.iter().filter_map(|limiter| limiter.shared.clone()) {
             config.keys.on_new_secret(SECRET.to_owned(), move |secret| shared.set_secret(secret));
         }
         limits
     }
 
+    /// The turns at the processors.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
     /// The layer of one limit. What fails here is given back: of uploads down to one a minute; of remote write all of it, since a
     /// sender whose retries were counted would hear 429, which a stock one takes for the end of its data.
     pub fn layer<C>(&self, limit: Limit, charge: C) -> Either<LocalLimit<C>, SharedLimit<C>> {
-        let Limiter { local, shared, counters } = &self.0[limit as usize];
+        let Limiter { local, shared, counters } = &self.rates[limit as usize];
         let floor = match limit {
             Limit::Upload => Duration::from_secs(60),
             Limit::ReceiveRequests | Limit::ReceiveSamples => Duration::ZERO,
@@ -91,6 +113,6 @@ impl Limits {
 
 impl fmt::Debug for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|limiter| &limiter.shared)).finish()
+        f.debug_list().entries(self.rates.iter().map(|limiter| &limiter.shared)).finish()
     }
 }

@@ -58,14 +58,16 @@ pub fn upload<B: RequestBody>(
         .layer(RespondLayer::new().observed_by(handler))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
+        // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
+        .layer(FilterLayer::new(limits.turns().refuse_while_long()))
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, authorizers::tokens(config, metrics, handler)))
         // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
         // Knows the quota, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
         .layer(limits.layer(Limit::Upload, RequestQuota))
-        // Turns the body into a payload: before whatever looks at series.
-        .layer(DecodeLayer::new(MetricFamiliesDecoder::per_request()))
+        // Turns the body into a payload: before whatever looks at series. Around all work on it, which waits its turn.
+        .layer(DecodeLayer::new(MetricFamiliesDecoder::per_request()).turns(limits.turns().clone()))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())
@@ -99,6 +101,8 @@ pub fn receive<B: RequestBody>(
         .layer(RespondLayer::new().observed_by(handler))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
+        // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
+        .layer(FilterLayer::new(limits.turns().refuse_while_long()))
         // Before whatever is checked against an identity, and before the body costs memory and time.
         .layer(AuthorizeLayer::new(
             SenderSource::new(config),
@@ -108,8 +112,8 @@ pub fn receive<B: RequestBody>(
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Receive))
         // Knows the quota, and comes before the body costs memory and time.
         .layer(limits.layer(Limit::ReceiveRequests, RequestQuota))
-        // Turns the body into a payload: before whatever looks at series.
-        .layer(DecodeLayer::new(WriteRequestDecoder::per_request()))
+        // Turns the body into a payload: before whatever looks at series. Around all work on it, which waits its turn.
+        .layer(DecodeLayer::new(WriteRequestDecoder::per_request()).turns(limits.turns().clone()))
         // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
         // what that sheds is refunded.
         .layer(limits.layer(Limit::ReceiveSamples, SampleQuota))

@@ -66,6 +66,7 @@ pub(crate) struct World {
     _upstream: Process,
     tls: Option<tls::Files>,
     folder: TempDir,
+    logs: TempDir,
     unpinned: bool,
 }
 
@@ -81,6 +82,7 @@ impl World {
             _upstream: process,
             tls: tls.then(tls::Files::new).transpose()?,
             folder: tempfile::tempdir()?,
+            logs: tempfile::tempdir()?,
             unpinned: plan.unpinned,
         })
     }
@@ -143,7 +145,8 @@ impl Subject {
             }
             _ => gateway(kind, world, setup, [address, internal], &forward)?,
         };
-        let log = File::create(world.folder.path().join(format!("{}.log", kind.name())))?;
+        // In a folder of its own: a gateway watches the one that its rules are in.
+        let log = File::create(world.logs.path().join(format!("{}.log", kind.name())))?;
         let mut process = Process::start(&command, world.cores(Cores::Measured), Some(log))?;
         process.listens(address)?;
         let certificate = world.tls.as_ref().map(|tls| tls.certificate.display().to_string());

@@ -30,6 +30,7 @@ mod metric_families;
 mod native_histogram;
 mod snappy;
 pub mod text;
+mod turns;
 mod write_request;
 
 use std::{
@@ -58,6 +59,8 @@ use crate::{
 
 pub use limits::DecodeLimits;
 pub use metric_families::MetricFamiliesDecoder;
+use turns::{Joined, Waiting};
+pub use turns::{RefuseWhileLong, Turns};
 pub use write_request::WriteRequestDecoder;
 
 pub(crate) const NAME: &str = "DecodeLayer";
@@ -200,12 +203,19 @@ impl From<WireError> for DecodeError {
 pub struct DecodeLayer<D> {
     decoder: Arc<D>,
     timeout: Duration,
+    turns: Option<Turns>,
 }
 
 impl<D> DecodeLayer<D> {
     /// Decodes with `decoder`. A body has 30 seconds to arrive.
     pub fn new(decoder: D) -> Self {
-        DecodeLayer { decoder: Arc::new(decoder), timeout: Duration::from_secs(30) }
+        DecodeLayer { decoder: Arc::new(decoder), timeout: Duration::from_secs(30), turns: None }
+    }
+
+    /// Decodes a body, and calls what is inside, when it is the request's turn.
+    #[must_use]
+    pub fn turns(self, turns: Turns) -> Self {
+        DecodeLayer { turns: Some(turns), ..self }
     }
 
     /// Gives a body `timeout` to arrive.
@@ -217,7 +227,7 @@ impl<D> DecodeLayer<D> {
 
 impl<D> Clone for DecodeLayer<D> {
     fn clone(&self) -> Self {
-        DecodeLayer { decoder: Arc::clone(&self.decoder), timeout: self.timeout }
+        DecodeLayer { decoder: Arc::clone(&self.decoder), timeout: self.timeout, turns: self.turns.clone() }
     }
 }
 
@@ -260,15 +270,17 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let DecodeLayer { decoder, timeout } = &self.layer;
+        let DecodeLayer { decoder, timeout, turns } = &self.layer;
         let (head, body) = request.into_parts();
         let state = match begin(&**decoder, &head, &body.size_hint()) {
-            Err(error) => State::Refused { error: Some(error) },
+            Err(error) => State::refused(error),
             Ok((format, received)) => State::Receiving {
                 body,
                 deadline: sleep(*timeout),
                 timeout: *timeout,
-                rest: Some((received, head, format, Arc::clone(decoder), self.inner.clone())),
+                received,
+                turns: turns.clone(),
+                work: Some(Work { head, format, decoder: Arc::clone(decoder), inner: self.inner.clone() }),
             },
         };
         DecodeFuture { state }
@@ -281,7 +293,7 @@ where
     S: Describe<Request<D::Payload>>,
 {
     fn describe(rows: &mut Vec<Row>) {
-        let reasons = [&[Reason::TooLarge, Reason::Body, Reason::BodyTimeout], D::REASONS].concat();
+        let reasons = [&[Reason::TooLarge, Reason::Body, Reason::BodyTimeout, Reason::Overloaded], D::REASONS].concat();
         rows.push(Row::new::<Request<B>>(NAME, &reasons));
         S::describe(rows);
     }
@@ -331,14 +343,32 @@ impl Received {
         Ok(())
     }
 
-    fn finish(self) -> Bytes {
-        if self.joined.is_empty() { self.chunk } else { self.joined.freeze() }
+    fn finish(&mut self) -> Bytes {
+        if self.joined.is_empty() { std::mem::take(&mut self.chunk) } else { self.joined.split().freeze() }
+    }
+}
+
+/// What is to be done once the body is here.
+struct Work<S, D: Decoder> {
+    head: Parts,
+    format: D::Format,
+    decoder: Arc<D>,
+    inner: S,
+}
+
+impl<S: Service<Request<D::Payload>>, D: Decoder> Work<S, D> {
+    fn begin<B>(self, body: Bytes) -> State<S, D, B> {
+        let Work { head, format, decoder, inner } = self;
+        match decoder.decode(format, body) {
+            Ok(payload) => State::Calling { inner: Oneshot::new(inner, Request::from_parts(head, payload)) },
+            Err(error) => State::refused(error),
+        }
     }
 }
 
 pin_project! {
     /// The future of [`Decode`].
-    pub struct DecodeFuture<S: Service<Request<D::Payload>>, D: Decoder, B: Body> {
+    pub struct DecodeFuture<S: Service<Request<D::Payload>>, D: Decoder, B> {
         #[pin]
         state: State<S, D, B>,
     }
@@ -346,22 +376,35 @@ pin_project! {
 
 pin_project! {
     #[project = StateProj]
-    enum State<S: Service<Request<D::Payload>>, D: Decoder, B: Body> {
+    enum State<S: Service<Request<D::Payload>>, D: Decoder, B> {
         Receiving {
             #[pin]
             body: B,
             #[pin]
             deadline: Sleep,
             timeout: Duration,
-            rest: Option<(Received, Parts, D::Format, Arc<D>, S)>,
+            received: Received,
+            turns: Option<Turns>,
+            work: Option<Work<S, D>>,
+        },
+        Waiting {
+            turn: Waiting,
+            received: Bytes,
+            work: Option<Work<S, D>>,
         },
         Calling {
             #[pin]
             inner: Oneshot<S, Request<D::Payload>>,
         },
         Refused {
-            error: Option<DecodeError>,
+            rejection: Option<Rejection>,
         },
+    }
+}
+
+impl<S: Service<Request<D::Payload>>, D: Decoder, B> State<S, D, B> {
+    fn refused(why: impl Into<Rejection>) -> Self {
+        State::Refused { rejection: Some(why.into()) }
     }
 }
 
@@ -376,46 +419,47 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.project().state;
+        // Held until this poll ends: then what is inside waits for others.
+        let mut _turn = None;
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Calling { inner } => return inner.poll(cx).map_err(Into::into),
-                StateProj::Refused { error } => match error.take() {
-                    Some(error) => return Poll::Ready(Err(error.into())),
+                StateProj::Refused { rejection } => match rejection.take() {
+                    Some(rejection) => return Poll::Ready(Err(rejection)),
                     // Polled again after completion, which futures need not bear.
                     None => return Poll::Pending,
                 },
-                StateProj::Receiving { body, deadline, timeout, rest } => {
-                    let frame = match body.poll_frame(cx) {
-                        Poll::Ready(frame) => frame,
-                        Poll::Pending => {
-                            ready!(deadline.poll(cx));
-                            let error = DecodeError::Timeout(*timeout);
-                            state.set(State::Refused { error: Some(error) });
-                            continue;
-                        }
-                    };
-                    let outcome = match (frame, rest.as_mut()) {
-                        (Some(Ok(frame)), Some((received, ..))) => match frame.into_data() {
-                            Ok(data) => received.push(data).map(|()| None),
-                            // Trailers say nothing that counts here.
-                            Err(_) => Ok(None),
-                        },
-                        (Some(_), _) => Err(DecodeError::Body),
-                        (None, _) => Ok(rest.take()),
-                    };
-                    match outcome {
-                        Ok(None) => continue,
-                        Ok(Some((received, head, format, decoder, inner))) => {
-                            match decoder.decode(format, received.finish()) {
-                                Ok(payload) => {
-                                    State::Calling { inner: Oneshot::new(inner, Request::from_parts(head, payload)) }
-                                }
-                                Err(error) => State::Refused { error: Some(error) },
-                            }
-                        }
-                        Err(error) => State::Refused { error: Some(error) },
+                StateProj::Waiting { turn, received, work } => {
+                    _turn = ready!(turn.as_mut().poll(cx));
+                    match work.take() {
+                        Some(work) => work.begin(std::mem::take(received)),
+                        None => return Poll::Pending,
                     }
                 }
+                StateProj::Receiving { body, deadline, timeout, received, turns, work } => match body.poll_frame(cx) {
+                    Poll::Pending => {
+                        ready!(deadline.poll(cx));
+                        State::refused(DecodeError::Timeout(*timeout))
+                    }
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data().map(|data| received.push(data)) {
+                        // Trailers say nothing that counts here.
+                        Ok(Ok(())) | Err(_) => continue,
+                        Ok(Err(error)) => State::refused(error),
+                    },
+                    Poll::Ready(Some(Err(_))) => State::refused(DecodeError::Body),
+                    Poll::Ready(None) => match (work.take(), turns.as_ref().map(Turns::join)) {
+                        (None, _) => return Poll::Pending,
+                        (Some(work), None) => work.begin(received.finish()),
+                        (Some(work), Some(Ok(Joined::Turn(turn)))) => {
+                            _turn = Some(turn);
+                            work.begin(received.finish())
+                        }
+                        (work, Some(Ok(Joined::Waiting(turn)))) => {
+                            State::Waiting { turn, received: received.finish(), work }
+                        }
+                        (_, Some(Err(rejection))) => State::refused(rejection.by(NAME)),
+                    },
+                },
             };
             state.set(next);
         }

@@ -1,0 +1,152 @@
+//! Turns at the processors: who has its body whole waits for one, and nobody begins to wait who would wait too long.
+
+use std::{
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::Request;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{BoxError, filter::Predicate};
+
+use crate::{
+    describe::DescribePredicate,
+    rejection::{Reason, Rejection},
+};
+
+/// What overload of others' making lasts at least.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The queue for what payloads cost of the processors: as many are decoded, and worked on until they wait for others, as there are
+/// processors; the rest wait in the order in which their bodies were whole. Clones are one queue, for all stacks of a process.
+///
+/// Without it everything that has arrived is worked on at once, answers and refusals wait behind it all, and under twice the load that
+/// can be carried every request becomes too late to be of use. With it whoever would wait longer than the bound is refused as
+/// `overloaded`: before its body is read where [`RefuseWhileLong`] stands at the head of the stack, behind it otherwise.
+///
+/// How long a request would wait is estimated: those before it, times what the last ones took (a moving average).
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    free: Arc<Semaphore>,
+    processors: NonZeroUsize,
+    longest_wait: Duration,
+    waiting: AtomicUsize,
+    /// Nanoseconds that a turn takes.
+    average: AtomicU64,
+}
+
+impl Turns {
+    /// A queue for so many processors, in which nobody waits longer than about `longest_wait`.
+    pub fn new(processors: NonZeroUsize, longest_wait: Duration) -> Self {
+        let free = Arc::new(Semaphore::new(processors.get().min(Semaphore::MAX_PERMITS)));
+        Turns(Arc::new(Queue {
+            free,
+            processors,
+            longest_wait,
+            waiting: AtomicUsize::new(0),
+            average: AtomicU64::new(0),
+        }))
+    }
+
+    /// For the head of a stack, inside whatever writes the answer: refuses requests while the queue is as long as it may get.
+    pub fn refuse_while_long(&self) -> RefuseWhileLong {
+        RefuseWhileLong(self.clone())
+    }
+
+    /// How long whoever joins the queue now will wait.
+    fn wait(&self) -> Duration {
+        let Queue { waiting, average, processors, .. } = &*self.0;
+        let (waiting, average) = (waiting.load(Ordering::Relaxed) as u64, average.load(Ordering::Relaxed));
+        Duration::from_nanos(waiting.saturating_mul(average) / processors.get() as u64)
+    }
+
+    fn is_long(&self) -> bool {
+        self.wait() > self.0.longest_wait
+    }
+
+    /// A turn now if one is free, else a place in the queue unless that is too long.
+    pub(super) fn join(&self) -> Result<Joined, Rejection> {
+        if let Ok(permit) = Arc::clone(&self.0.free).try_acquire_owned() {
+            return Ok(Joined::Turn(self.begin(permit)));
+        }
+        if self.is_long() {
+            return Err(self.rejection());
+        }
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.clone());
+        let free = Arc::clone(&self.0.free);
+        Ok(Joined::Waiting(Box::pin(async move {
+            // The semaphore is never closed.
+            let permit = free.acquire_owned().await.ok()?;
+            Some(place.0.begin(permit))
+        })))
+    }
+
+    fn begin(&self, permit: OwnedSemaphorePermit) -> Turn {
+        Turn { turns: self.clone(), began: Instant::now(), _permit: permit }
+    }
+
+    fn rejection(&self) -> Rejection {
+        let millis = self.0.longest_wait.as_millis();
+        let detail = format!("this gateway has work for longer than {millis} ms, and takes no more until then");
+        Rejection::new(Reason::Overloaded, detail).retry_after(RETRY_AFTER)
+    }
+}
+
+pub(super) enum Joined {
+    Turn(Turn),
+    Waiting(Waiting),
+}
+
+/// Resolves to the turn.
+pub(super) type Waiting = Pin<Box<dyn Future<Output = Option<Turn>> + Send>>;
+
+/// A place in the queue.
+struct Place(Turns);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A turn; it ends when this is dropped.
+pub(super) struct Turn {
+    turns: Turns,
+    began: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let average = &self.turns.0.average;
+        let (before, took) = (average.load(Ordering::Relaxed), self.began.elapsed().as_nanos() as u64);
+        // Of two at once one may be lost, which does no harm to an average.
+        average.store(before - before / 16 + took / 16, Ordering::Relaxed);
+    }
+}
+
+/// Refuses requests while the queue is as long as it may get: a predicate for tower's `FilterLayer`.
+#[derive(Debug, Clone)]
+pub struct RefuseWhileLong(Turns);
+
+impl<B> Predicate<Request<B>> for RefuseWhileLong {
+    type Request = Request<B>;
+
+    fn check(&mut self, request: Request<B>) -> Result<Request<B>, BoxError> {
+        if self.0.is_long() { Err(self.0.rejection().by(Self::NAME).into()) } else { Ok(request) }
+    }
+}
+
+impl DescribePredicate for RefuseWhileLong {
+    const REASONS: &'static [Reason] = &[Reason::Overloaded];
+    const NAME: &'static str = "RefuseWhileLong";
+}
