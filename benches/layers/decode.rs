@@ -1,16 +1,18 @@
 //! Bodies to payloads.
 
+use std::{io::Read as _, iter};
+
 use bytes::Bytes;
 use criterion::Criterion;
 use http_body_util::Full;
 use infogw_layers::decode::{DecodeLayer, DecodeLimits, Decoder, MetricFamiliesDecoder, WriteRequestDecoder};
-use infogw_proto::prometheus::WriteRequest;
+use infogw_proto::{client::MetricFamily, prometheus::WriteRequest};
 use infogw_proxy::registration::RegistrationDecoder;
 use prost::Message as _;
 use tower::{Layer, service_fn};
 
 use crate::{
-    inputs::{Pushed, REMOTE_WRITE, SIZES, UPLOAD, request},
+    inputs::{DELIMITED, Pushed, REMOTE_WRITE, SIZES, UPLOAD, request},
     measure::{Group, Load, hand_back},
     telemetry,
 };
@@ -19,58 +21,71 @@ type Headers<'h> = &'h [(&'static str, &'h str)];
 
 pub(crate) fn benches(criterion: &mut Criterion) {
     let mut group = Group::new(criterion, "decode");
-    let write_requests = WriteRequestDecoder::default();
-    let families = MetricFamiliesDecoder::new(DecodeLimits::default());
     for pushed in SIZES.map(Pushed::new) {
-        let load = pushed.load();
-        by_itself(
-            &mut group,
-            "WriteRequestDecoder, snappy block",
-            load,
-            &write_requests,
-            &REMOTE_WRITE,
-            &pushed.remote_write,
-        );
-        group.measure(
-            "WriteRequestDecoder, message",
-            load,
-            || pushed.message.clone(),
-            || |message| write_requests.decode_message(message).expect("decodes"),
-        );
-        by_itself(&mut group, "MetricFamiliesDecoder, framed snappy", load, &families, &UPLOAD, &pushed.upload);
-        by_itself(&mut group, "MetricFamiliesDecoder, text", pushed.load_of_text(), &families, &[], &pushed.text);
-        in_layer(
-            &mut group,
-            "DecodeLayer, remote write",
-            load,
-            write_requests.clone(),
-            &REMOTE_WRITE,
-            &pushed.remote_write,
-        );
-        in_layer(&mut group, "DecodeLayer, upload", load, families.clone(), &UPLOAD, &pushed.upload);
-
-        group.measure(
-            "snap alone, block into a buffer",
-            load,
-            || pushed.remote_write.clone(),
-            || {
-                let mut buffer = vec![0; pushed.message.len()];
-                move |block| {
-                    #[expect(clippy::disallowed_methods, reason = "the buffer is as long as the message")]
-                    snap::raw::Decoder::new().decompress(&block, &mut buffer).expect("a block")
-                }
-            },
-        );
-        group.measure(
-            "prost alone, message",
-            load,
-            || (),
-            || |()| WriteRequest::decode(&*pushed.message).expect("decodes"),
-        );
+        remote_write(&mut group, &pushed);
+        upload(&mut group, &pushed);
     }
     let form = Bytes::from(format!("id={}", telemetry::cluster(1)));
     let headers = [("content-type", "application/x-www-form-urlencoded")];
     by_itself(&mut group, "RegistrationDecoder", Load::Request, &RegistrationDecoder, &headers, &form);
+}
+
+fn remote_write(group: &mut Group<'_>, pushed: &Pushed) {
+    let (load, block) = (pushed.load(), &pushed.remote_write);
+    let decoder = WriteRequestDecoder::default();
+    by_itself(group, "WriteRequestDecoder, block", load, &decoder, &REMOTE_WRITE, block);
+    group.measure(
+        "WriteRequestDecoder, message",
+        load,
+        || pushed.message.clone(),
+        || |message| decoder.decode_message(message).expect("decodes"),
+    );
+    in_layer(group, "DecodeLayer, remote write", load, decoder.clone(), &REMOTE_WRITE, block);
+    group.measure(
+        "snap, block into a buffer",
+        load,
+        || (),
+        || {
+            let mut buffer = vec![0; pushed.message.len()];
+            move |()| {
+                #[expect(clippy::disallowed_methods, reason = "the buffer is as long as the message")]
+                snap::raw::Decoder::new().decompress(block, &mut buffer).expect("a block")
+            }
+        },
+    );
+    group.measure("prost, message", load, || (), || |()| WriteRequest::decode(&*pushed.message).expect("decodes"));
+}
+
+fn upload(group: &mut Group<'_>, pushed: &Pushed) {
+    let (load, frames) = (pushed.load_of(&pushed.families), &pushed.upload);
+    let decoder = MetricFamiliesDecoder::new(DecodeLimits::default());
+    by_itself(group, "MetricFamiliesDecoder, delimited in frames", load, &decoder, &UPLOAD, frames);
+    by_itself(group, "MetricFamiliesDecoder, delimited", load, &decoder, &[DELIMITED], &pushed.families);
+    let text = &pushed.text;
+    by_itself(group, "MetricFamiliesDecoder, text", pushed.load_of(text), &decoder, &[], text);
+    in_layer(group, "DecodeLayer, upload", load, decoder.clone(), &UPLOAD, frames);
+    group.measure(
+        "snap, frames into a buffer",
+        load,
+        || (),
+        || {
+            let mut buffer = vec![0; pushed.families.len()];
+            move |()| snap::read::FrameDecoder::new(&**frames).read_exact(&mut buffer).expect("frames")
+        },
+    );
+    group.measure(
+        "prost, delimited families",
+        load,
+        || (),
+        || {
+            |()| {
+                let mut rest = &*pushed.families;
+                let families =
+                    iter::from_fn(|| (!rest.is_empty()).then(|| MetricFamily::decode_length_delimited(&mut rest)));
+                families.collect::<Result<Vec<_>, _>>().expect("decodes")
+            }
+        },
+    );
 }
 
 /// The decoder by itself, after what it says of the head.

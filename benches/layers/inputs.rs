@@ -26,10 +26,9 @@ pub(crate) const SIZES: [usize; 3] = [1, 500, 10_000];
 /// The headers of both endpoints' bodies.
 pub(crate) const REMOTE_WRITE: [(&str, &str); 2] =
     [("content-type", "application/x-protobuf"), ("content-encoding", "snappy")];
-pub(crate) const UPLOAD: [(&str, &str); 2] = [
-    ("content-type", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"),
-    ("content-encoding", "snappy"),
-];
+pub(crate) const UPLOAD: [(&str, &str); 2] = [DELIMITED, ("content-encoding", "snappy")];
+pub(crate) const DELIMITED: (&str, &str) =
+    ("content-type", "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited");
 
 /// Milliseconds since the epoch.
 pub(crate) fn now() -> i64 {
@@ -50,9 +49,10 @@ pub(crate) fn identity(n: u64) -> Identity {
 }
 
 /// A request with `body` that has been authorized as `identity`'s.
-pub(crate) fn authorized<B>(identity: &Arc<Identity>, body: B) -> Request<B> {
+pub(crate) fn authorized<B>(identity: Identity, body: B) -> Request<B> {
+    let identity = Arc::new(identity);
     let mut service = AuthorizeLayer::new(
-        |_: &Request<B>| Ok::<_, Rejection>(Arc::clone(identity)),
+        |_: &Request<B>| Ok::<_, Rejection>(Arc::clone(&identity)),
         service_fn(async |identity| Ok::<_, Rejection>(identity)),
     )
     .layer(service_fn(hand_back));
@@ -61,10 +61,12 @@ pub(crate) fn authorized<B>(identity: &Arc<Identity>, body: B) -> Request<B> {
 
 /// What cluster 1 sends in one request of so many series, each way.
 pub(crate) struct Pushed {
-    series: usize,
+    pub(crate) series: usize,
     /// The write request, not compressed.
     pub(crate) message: Vec<u8>,
     pub(crate) remote_write: Bytes,
+    /// Delimited families, not compressed.
+    pub(crate) families: Bytes,
     pub(crate) upload: Bytes,
     pub(crate) text: Bytes,
 }
@@ -76,17 +78,20 @@ impl Pushed {
             series,
             message: prost::Message::encode_to_vec(&telemetry::write_request(&cluster, shape, now)),
             remote_write: telemetry::remote_write(&cluster, shape, now).into(),
+            families: telemetry::families(&cluster, shape, now).into(),
             upload: telemetry::upload(&cluster, shape, now).into(),
             text: telemetry::text(&cluster, shape, now).into(),
         }
     }
 
+    /// As remote write.
     pub(crate) fn load(&self) -> Load {
-        Load::Payload { series: self.series, bytes: self.message.len() }
+        self.load_of(&self.message)
     }
 
-    pub(crate) fn load_of_text(&self) -> Load {
-        Load::Payload { series: self.series, bytes: self.text.len() }
+    /// As what is decoded to `bytes`.
+    pub(crate) fn load_of(&self, bytes: &[u8]) -> Load {
+        Load::Payload { series: self.series, bytes: bytes.len() }
     }
 
     /// As the layers behind the decoder have it.

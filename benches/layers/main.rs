@@ -5,8 +5,8 @@
 //! has to wait for takes as long contended as alone; throughput is that of all threads together. What goes in is made, and what comes
 //! out is dropped, off the clock. The innermost service hands its request back, which the figures of `outer/no layer` are.
 //!
-//! What is decoded and encoded is measured beside the libraries that do a part of it: `snap`, `prost`. Those rows end in `alone`, too,
-//! and their throughput is in the same decoded bytes.
+//! What is decoded and encoded is measured beside the libraries that do a part of it, `snap` and `prost`, their throughput in the same
+//! decoded bytes.
 //!
 //! `-- --test` does everything once and says nothing of the cost.
 

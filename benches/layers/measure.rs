@@ -95,6 +95,18 @@ impl<'c> Group<'c> {
             move |request| call(&mut service, request).expect("accepted")
         });
     }
+
+    /// As [`Self::service`], for one that waits for tasks of its own: each thread runs those of its calls.
+    pub(crate) fn service_that_waits<S, R>(&mut self, name: &str, service: &S, request: impl Fn() -> R + Sync)
+    where
+        S: Service<R, Error: Debug> + Clone + Sync,
+    {
+        self.measure(name, Load::Request, request, || {
+            let mut service = service.clone();
+            let runtime = Builder::new_current_thread().build().unwrap();
+            move |request| runtime.block_on(called(&mut service, request)).expect("accepted")
+        });
+    }
 }
 
 /// How long a thread has worked that makes so many calls while the others do the same.
@@ -144,16 +156,17 @@ impl Start {
     }
 }
 
-/// One call, readiness and all, of a service that has everything at hand.
+/// One call of a service that has everything at hand.
 pub(crate) fn call<S: Service<R>, R>(service: &mut S, request: R) -> Result<S::Response, S::Error> {
-    let call = pin!(async {
-        poll_fn(|context| service.poll_ready(context)).await?;
-        service.call(request).await
-    });
-    match call.poll(&mut Context::from_waker(Waker::noop())) {
+    match pin!(called(service, request)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => panic!("it waits for something"),
     }
+}
+
+async fn called<S: Service<R>, R>(service: &mut S, request: R) -> Result<S::Response, S::Error> {
+    poll_fn(|context| service.poll_ready(context)).await?;
+    service.call(request).await
 }
 
 /// The innermost service: nothing that came through the layers is dropped on the clock.
