@@ -34,14 +34,10 @@ fn remote_write(group: &mut Group<'_>, pushed: &Pushed) {
     let (load, block) = (pushed.load(), &pushed.remote_write);
     let decoder = WriteRequestDecoder::default();
     by_itself(group, "WriteRequestDecoder, block", load, &decoder, &REMOTE_WRITE, block);
-    group.measure(
-        "WriteRequestDecoder, message",
-        load,
-        || pushed.message.clone(),
-        || |message| decoder.decode_message(message).expect("decodes"),
-    );
+    let message = || pushed.message.clone();
+    group.measure("WriteRequestDecoder, message", load, message, |message| decoder.decode_message(message).unwrap());
     in_layer(group, "DecodeLayer, remote write", load, decoder.clone(), &REMOTE_WRITE, block);
-    group.measure(
+    group.measure_workers(
         "snap, block into a buffer",
         load,
         || (),
@@ -49,11 +45,11 @@ fn remote_write(group: &mut Group<'_>, pushed: &Pushed) {
             let mut buffer = vec![0; pushed.message.len()];
             move |()| {
                 #[expect(clippy::disallowed_methods, reason = "the buffer is as long as the message")]
-                snap::raw::Decoder::new().decompress(block, &mut buffer).expect("a block")
+                snap::raw::Decoder::new().decompress(block, &mut buffer).unwrap()
             }
         },
     );
-    group.measure("prost, message", load, || (), || |()| WriteRequest::decode(&*pushed.message).expect("decodes"));
+    group.measure("prost, message", load, || (), |()| WriteRequest::decode(&*pushed.message).unwrap());
 }
 
 fn upload(group: &mut Group<'_>, pushed: &Pushed) {
@@ -64,26 +60,24 @@ fn upload(group: &mut Group<'_>, pushed: &Pushed) {
     let text = &pushed.text;
     by_itself(group, "MetricFamiliesDecoder, text", pushed.load_of(text), &decoder, &[], text);
     in_layer(group, "DecodeLayer, upload", load, decoder.clone(), &UPLOAD, frames);
-    group.measure(
+    group.measure_workers(
         "snap, frames into a buffer",
         load,
         || (),
         || {
             let mut buffer = vec![0; pushed.families.len()];
-            move |()| snap::read::FrameDecoder::new(&**frames).read_exact(&mut buffer).expect("frames")
+            move |()| snap::read::FrameDecoder::new(&**frames).read_exact(&mut buffer).unwrap()
         },
     );
     group.measure(
         "prost, delimited families",
         load,
         || (),
-        || {
-            |()| {
-                let mut rest = &*pushed.families;
-                let families =
-                    iter::from_fn(|| (!rest.is_empty()).then(|| MetricFamily::decode_length_delimited(&mut rest)));
-                families.collect::<Result<Vec<_>, _>>().expect("decodes")
-            }
+        |()| {
+            let mut rest = &*pushed.families;
+            let families =
+                iter::from_fn(|| (!rest.is_empty()).then(|| MetricFamily::decode_length_delimited(&mut rest)));
+            families.collect::<Result<Vec<_>, _>>().unwrap()
         },
     );
 }
@@ -94,8 +88,8 @@ where
     D: Decoder + Sync,
 {
     let (head, ()) = request(headers, ()).into_parts();
-    let input = || (decoder.negotiate(&head).expect("a format"), body.clone());
-    group.measure(name, load, input, || |(format, body)| decoder.decode(format, body).expect("decodes"));
+    let input = || (decoder.negotiate(&head).unwrap(), body.clone());
+    group.measure(name, load, input, |(format, body)| decoder.decode(format, body).unwrap());
 }
 
 /// The layer with the decoder in it.

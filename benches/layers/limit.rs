@@ -1,14 +1,9 @@
-//! How often, and whether at all.
+//! How often.
 
 use std::{num::NonZeroU32, time::Duration};
 
 use criterion::Criterion;
-use http::Request;
-use infogw_layers::{
-    circuit::{Circuit, CircuitLayer},
-    rate_limit::{PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
-    rejection::{Reason, Rejection},
-};
+use infogw_layers::rate_limit::{PerCluster, Quota, RateLimitLayer, SamplesPerCluster};
 use tower::{Layer, service_fn};
 
 use crate::{
@@ -29,7 +24,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
 
     let limited = RateLimitLayer::new(PerCluster(ONCE)).layer(service_fn(hand_back));
     call(&mut limited.clone(), request(1)()).expect("the first");
-    group.measure("RateLimitLayer, one key over its quota", Load::Request, request(1), || {
+    group.measure_workers("RateLimitLayer, one key over its quota", Load::Request, request(1), || {
         let mut service = limited.clone();
         move |request| call(&mut service, request).expect_err("refused")
     });
@@ -39,9 +34,4 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     group.service("RateLimitLayer, samples of 500 series", Load::Request, &samples, || {
         authorized(identity(fastrand::u64(..10_000)), pushed.write_request())
     });
-
-    let circuit = Circuit::new(NonZeroU32::MIN, Duration::from_secs(1));
-    let refusal = Rejection::new(Reason::AuthorizerUnavailable, "the authorizer is down");
-    let closed = CircuitLayer::new(circuit, refusal).layer(service_fn(hand_back));
-    group.service("CircuitLayer, closed", Load::Request, &closed, || Request::new(()));
 }

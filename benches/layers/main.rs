@@ -13,6 +13,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod authorize;
+mod client;
 mod decode;
 mod encode;
 mod enforce;
@@ -34,9 +35,15 @@ fn main() {
         .sample_size(20)
         .without_plots()
         .configure_from_args();
-    for benches in
-        [outer::benches, authorize::benches, limit::benches, decode::benches, enforce::benches, encode::benches]
-    {
+    for benches in [
+        outer::benches,
+        authorize::benches,
+        client::benches,
+        limit::benches,
+        decode::benches,
+        enforce::benches,
+        encode::benches,
+    ] {
         benches(&mut criterion);
     }
     criterion.final_summary();

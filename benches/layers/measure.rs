@@ -68,8 +68,19 @@ impl<'c> Group<'c> {
         Group(criterion.benchmark_group(theme))
     }
 
+    /// Measures `work` on what `input` makes for each call.
+    pub(crate) fn measure<I, O>(
+        &mut self,
+        name: &str,
+        load: Load,
+        input: impl Fn() -> I + Sync,
+        work: impl Fn(I) -> O + Sync,
+    ) {
+        self.measure_workers(name, load, input, || &work);
+    }
+
     /// Measures what `worker` makes for each thread, on what `input` makes for each call.
-    pub(crate) fn measure<I, O, W: FnMut(I) -> O>(
+    pub(crate) fn measure_workers<I, O, W: FnMut(I) -> O>(
         &mut self,
         name: &str,
         load: Load,
@@ -90,7 +101,7 @@ impl<'c> Group<'c> {
     where
         S: Service<R, Error: Debug> + Clone + Sync,
     {
-        self.measure(name, load, request, || {
+        self.measure_workers(name, load, request, || {
             let mut service = service.clone();
             move |request| call(&mut service, request).expect("accepted")
         });
@@ -101,7 +112,7 @@ impl<'c> Group<'c> {
     where
         S: Service<R, Error: Debug> + Clone + Sync,
     {
-        self.measure(name, Load::Request, request, || {
+        self.measure_workers(name, Load::Request, request, || {
             let mut service = service.clone();
             let runtime = Builder::new_current_thread().build().unwrap();
             move |request| runtime.block_on(called(&mut service, request)).expect("accepted")
@@ -134,10 +145,11 @@ fn timed<I, O, W: FnMut(I) -> O>(
         }
         worked
     };
-    thread::scope(|scope| {
+    let worked = thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).max().expect("one thread at least")
-    })
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).sum::<Duration>()
+    });
+    worked / threads as u32
 }
 
 /// Where threads wait for each other, awake: what they begin together takes less time than to be woken.
