@@ -6,9 +6,10 @@
 //! nor TLS count, and nothing is logged.
 //!
 //! Allocations are those of one request, once caches are warm: how many, how many bytes together, and how many bytes at a time (beside
-//! the body as it came). Their number should depend neither on series nor on labels; by how much it does is recorded, too.
+//! the body as it came). What grows is allocated anew, and counts again. Their number should depend neither on series nor on labels;
+//! by how much it does is recorded, too.
 //! Instructions are counted by callgrind, in a process of its own for each case. They hold the system's allocator, not the gateway's,
-//! and the counting of allocations, a few for each.
+//! and a few for each allocation that is counted.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
