@@ -18,6 +18,9 @@ use crate::{
 
 /// Makes callgrind count [`answer_all`] with all that it calls, and neither start-up nor warm-up.
 const COUNTED: &str = "--toggle-collect=*budget*callgrind*answer_all*";
+/// Keeps glibc from copying and filling by `rep`, of which callgrind takes each byte for an instruction, and only where the processor
+/// is good at it.
+const WITHOUT_REP: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";
 
 /// Instructions that each request of a case takes.
 pub(crate) fn instructions(case: Case) -> Outcome<u64> {
@@ -28,6 +31,7 @@ pub(crate) fn instructions(case: Case) -> Outcome<u64> {
     let mut out_file = OsString::from("--callgrind-out-file=");
     out_file.push(&written);
     let valgrind = Command::new("valgrind")
+        .env("GLIBC_TUNABLES", WITHOUT_REP)
         .args(["--quiet", "--tool=callgrind", "--collect-atstart=no", COUNTED])
         .arg(out_file)
         .arg(env::current_exe()?)

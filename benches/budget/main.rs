@@ -9,7 +9,7 @@
 //! the body as it came). What grows is allocated anew, and counts again. Their number should depend neither on series nor on labels;
 //! by how much it does is recorded, too.
 //! Instructions are counted by callgrind, in a process of its own for each case. They hold the system's allocator, not the gateway's,
-//! and a few for each allocation that is counted.
+//! and a few for each allocation that is counted. The record is of x86-64.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
