@@ -64,6 +64,9 @@ pub(crate) struct Plan {
     /// What to run.
     #[arg(long, value_delimiter = ',', default_value = "table,overload")]
     sections: Vec<Section>,
+    /// Of the table and the overload: what is driven.
+    #[arg(long, value_delimiter = ',', default_value = "bare,floor,receive,rewrite,upload")]
+    subjects: Vec<subject::Kind>,
     /// Series of a request.
     #[arg(long, default_value_t = 500)]
     series: usize,

@@ -78,7 +78,7 @@ fn warm_up(plan: &Plan, subjects: &[Subject]) -> Outcome<()> {
 fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
     let world = World::new(plan, plan.tls)?;
     let setup = Setup::of(plan);
-    let mut kinds = vec![Kind::Bare, Kind::Floor, Kind::Receive, Kind::Rewrite, Kind::Upload];
+    let mut kinds = plan.subjects.clone();
     if plan.against.is_some() {
         kinds.extend([Kind::OtherReceive, Kind::OtherUpload]);
     }

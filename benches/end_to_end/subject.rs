@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// What a subject does with a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     Bare,
     Floor,
@@ -26,7 +27,9 @@ pub(crate) enum Kind {
     Rewrite,
     Upload,
     /// A telemeter-server's.
+    #[value(skip)]
     OtherReceive,
+    #[value(skip)]
     OtherUpload,
 }
 

@@ -59,7 +59,7 @@ use crate::{
 
 pub use limits::DecodeLimits;
 pub use metric_families::MetricFamiliesDecoder;
-use turns::{Joined, Waiting};
+use turns::Waiting;
 pub use turns::{RefuseWhileLong, Turns};
 pub use write_request::WriteRequestDecoder;
 
@@ -430,7 +430,7 @@ where
                     None => return Poll::Pending,
                 },
                 StateProj::Waiting { turn, received, work } => {
-                    _turn = ready!(turn.as_mut().poll(cx));
+                    _turn = ready!(Pin::new(turn).poll(cx));
                     match work.take() {
                         Some(work) => work.begin(std::mem::take(received)),
                         None => return Poll::Pending,
@@ -450,13 +450,7 @@ where
                     Poll::Ready(None) => match (work.take(), turns.as_ref().map(Turns::join)) {
                         (None, _) => return Poll::Pending,
                         (Some(work), None) => work.begin(received.finish()),
-                        (Some(work), Some(Ok(Joined::Turn(turn)))) => {
-                            _turn = Some(turn);
-                            work.begin(received.finish())
-                        }
-                        (work, Some(Ok(Joined::Waiting(turn)))) => {
-                            State::Waiting { turn, received: received.finish(), work }
-                        }
+                        (work, Some(Ok(turn))) => State::Waiting { turn, received: received.finish(), work },
                         (_, Some(Err(rejection))) => State::refused(rejection.by(NAME)),
                     },
                 },

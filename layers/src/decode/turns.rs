@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -72,22 +73,22 @@ impl Turns {
         self.wait() > self.0.longest_wait
     }
 
-    /// A turn now if one is free, else a place in the queue unless that is too long.
-    pub(super) fn join(&self) -> Result<Joined, Rejection> {
-        if let Ok(permit) = Arc::clone(&self.0.free).try_acquire_owned() {
-            return Ok(Joined::Turn(self.begin(permit)));
-        }
+    /// A place in the queue, unless that is too long.
+    ///
+    /// Also whoever is the first lets go of its thread once: what is ready to join does so meanwhile, or is refused, and answers that
+    /// are ready go out. Work that is begun goes on to its end, so a queue would never be seen otherwise.
+    pub(super) fn join(&self) -> Result<Waiting, Rejection> {
         if self.is_long() {
             return Err(self.rejection());
         }
         self.0.waiting.fetch_add(1, Ordering::Relaxed);
         let place = Place(self.clone());
         let free = Arc::clone(&self.0.free);
-        Ok(Joined::Waiting(Box::pin(async move {
+        Ok(match Arc::clone(&free).try_acquire_owned() {
+            Ok(permit) => Waiting::First { permit: Some(permit), place, has_let_go: false },
             // The semaphore is never closed.
-            let permit = free.acquire_owned().await.ok()?;
-            Some(place.0.begin(permit))
-        })))
+            Err(_) => Waiting::Behind { permit: Box::pin(async move { free.acquire_owned().await.ok() }), place },
+        })
     }
 
     fn begin(&self, permit: OwnedSemaphorePermit) -> Turn {
@@ -101,16 +102,31 @@ impl Turns {
     }
 }
 
-pub(super) enum Joined {
-    Turn(Turn),
-    Waiting(Waiting),
+/// Resolves to the turn.
+pub(super) enum Waiting {
+    First { permit: Option<OwnedSemaphorePermit>, place: Place, has_let_go: bool },
+    Behind { permit: Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>, place: Place },
 }
 
-/// Resolves to the turn.
-pub(super) type Waiting = Pin<Box<dyn Future<Output = Option<Turn>> + Send>>;
+impl Future for Waiting {
+    type Output = Option<Turn>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Turn>> {
+        let (permit, place) = match self.get_mut() {
+            Waiting::First { has_let_go: has_let_go @ false, .. } => {
+                *has_let_go = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Waiting::First { permit, place, .. } => (permit.take(), place),
+            Waiting::Behind { permit, place } => (ready!(permit.as_mut().poll(cx)), place),
+        };
+        Poll::Ready(permit.map(|permit| place.0.begin(permit)))
+    }
+}
 
 /// A place in the queue.
-struct Place(Turns);
+pub(super) struct Place(Turns);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -149,4 +165,70 @@ impl<B> Predicate<Request<B>> for RefuseWhileLong {
 impl DescribePredicate for RefuseWhileLong {
     const REASONS: &'static [Reason] = &[Reason::Overloaded];
     const NAME: &'static str = "RefuseWhileLong";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_processor(longest_wait: Duration, average: Duration) -> Turns {
+        let turns = Turns::new(NonZeroUsize::MIN, longest_wait);
+        turns.0.average.store(average.as_nanos() as u64, Ordering::Relaxed);
+        turns
+    }
+
+    fn poll(waiting: &mut Waiting) -> Option<Turn> {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(waiting).poll(&mut context) {
+            Poll::Ready(turn) => turn,
+            Poll::Pending => None,
+        }
+    }
+
+    fn turn(turns: &Turns) -> Turn {
+        let mut waiting = turns.join().unwrap();
+        assert!(poll(&mut waiting).is_none(), "whoever is first lets others join");
+        poll(&mut waiting).expect("nobody was before it")
+    }
+
+    #[tokio::test]
+    async fn turns_come_in_the_order_of_joining() {
+        let turns = one_processor(Duration::from_secs(1), Duration::from_millis(1));
+        let first = turn(&turns);
+        let (mut second, mut third) = (turns.join().unwrap(), turns.join().unwrap());
+        assert!(poll(&mut second).is_none() && poll(&mut third).is_none());
+        drop(first);
+        assert!(poll(&mut third).is_none());
+        let second = poll(&mut second).unwrap();
+        drop(second);
+        assert!(poll(&mut third).is_some());
+    }
+
+    #[tokio::test]
+    async fn nobody_joins_a_queue_that_is_too_long() {
+        let turns = one_processor(Duration::from_millis(10), Duration::from_millis(6));
+        let mut filter = turns.refuse_while_long();
+        let mut refuses = || filter.check(Request::new(())).is_err();
+        let first = turn(&turns);
+        // Each waits for those before it: none, 6 ms; the third would for 12.
+        let places = [turns.join().unwrap(), turns.join().unwrap()];
+        assert!(refuses());
+        let rejection = turns.join().err().unwrap();
+        assert_eq!((rejection.reason(), rejection.wait()), (Reason::Overloaded, Some(RETRY_AFTER)));
+        // Whoever goes away makes room.
+        drop(places);
+        assert!(!refuses());
+        drop(turns.join().unwrap());
+        drop(first);
+        drop(turn(&turns));
+    }
+
+    #[tokio::test]
+    async fn the_average_follows_what_turns_take() {
+        let turns = one_processor(Duration::from_secs(1), Duration::from_secs(1));
+        for _ in 0..200 {
+            drop(turn(&turns));
+        }
+        assert!(turns.0.average.load(Ordering::Relaxed) < Duration::from_millis(100).as_nanos() as u64);
+    }
 }
