@@ -15,7 +15,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Bodies of some hundred kilobytes come and go: the system's allocator takes them from the kernel, and gives them back, each time.
+/// Bodies of some hundred kilobytes come and go: page faults stood in the profile with the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -43,7 +43,7 @@ fn run() -> Result<Exit, Failure> {
 }
 
 fn run_gateway(flags: Flags) -> Result<Exit, Failure> {
-    // Work on a payload takes as long as a hundred others' turns: what is ready is looked for more often than after 61 of them.
+    // A task can take as long as a payload is worked on: what is ready is looked for more often than after 61 of them.
     let runtime = Builder::new_multi_thread().enable_all().event_interval(16).build()?;
     let config = Config::new(flags)?;
     log::init(config.log_level);

@@ -15,7 +15,7 @@
 //! reached when `--connections` always had a request under way (saturation), at random arrivals, from when a request was due. At twice
 //! that rate what is accepted and what is refused is told apart.
 //!
-//! `--sections` picks what is run: `table` and `overload` by default; `series`, `rules` and `clusters` vary one number each, `memory`
+//! `--subjects` picks what is driven of these, `--sections` what is run: `table` and `overload` by default; `series`, `rules` and `clusters` vary one number each, `memory`
 //! counts what connections and requests in flight hold, `all` is all. `--json FILE` writes the figures as well.
 //! `-- --test` runs it all for an instant and says nothing of the cost.
 

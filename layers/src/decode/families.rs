@@ -84,7 +84,8 @@ impl<'l> FamiliesBuilder<'l> {
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
         let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
-        self.check(name, labels.clone()).map_err(|excess| self.invalid(name, excess))?;
+        let checked = self.check_name(name).and_then(|()| self.check_labels(labels.clone()));
+        checked.map_err(|excess| self.invalid(name, excess))?;
         let out = &mut self.families.side;
         self.writer.begin(out);
         // The name goes first: it is the one `__name__`, whatever the labels say.
@@ -109,7 +110,7 @@ impl<'l> FamiliesBuilder<'l> {
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
         let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
-        self.check(name, std::iter::empty()).map_err(|excess| self.invalid(name, excess))?;
+        self.check_name(name).map_err(|excess| self.invalid(name, excess))?;
         // Its name is one of a series' labels.
         if labels.count >= self.limits.labels {
             return Err(self.invalid(name, Excess::Labels(labels.count + 1)));
@@ -194,15 +195,12 @@ impl<'l> FamiliesBuilder<'l> {
         Ok(timestamp)
     }
 
-    fn check<'a>(
-        &self,
-        (name, suffix): Name<'_>,
-        mut labels: impl Iterator<Item = Pair<'a>>,
-    ) -> Result<(), Excess<'a>> {
+    fn check_name(&self, (name, suffix): Name<'_>) -> Result<(), Excess<'static>> {
         let len = name.len() + suffix.len();
-        if len > self.limits.label_value {
-            return Err(Excess::LabelValue(b"__name__", len));
-        }
+        if len > self.limits.label_value { Err(Excess::LabelValue(b"__name__", len)) } else { Ok(()) }
+    }
+
+    fn check_labels<'a>(&self, mut labels: impl Iterator<Item = Pair<'a>>) -> Result<(), Excess<'a>> {
         let mut count = 1;
         let mut unrepeatable = 0u64;
         while let Some((name, value)) = labels.next() {

@@ -5,7 +5,8 @@ use infogw_proto::wire::{Cursor, WireError, varint_len};
 use super::{DecodeLimits, fields::length_delimited};
 use crate::payload::LabelBlock;
 
-/// A label's strings (`Label` of remote write and `LabelPair` of metric families are the same on the wire); the last of a repeated field counts, as for any protobuf decoder.
+/// A label's strings (`Label` of remote write and `LabelPair` of metric families are the same on the wire); the last of a repeated
+/// field counts, as for any protobuf decoder.
 pub(super) struct Label<'a> {
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],

@@ -1,4 +1,4 @@
-//! Turns at the processors: who has its body whole waits for one, and nobody begins to wait who would wait too long.
+//! Turns at the processors: who has its body whole waits for one, and nobody begins to wait who would wait for too much.
 
 use std::{
     num::NonZeroUsize,
@@ -27,10 +27,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// processors; the rest wait in the order in which their bodies were whole. Clones are one queue, for all stacks of a process.
 ///
 /// Without it everything that has arrived is worked on at once, answers and refusals wait behind it all, and under twice the load that
-/// can be carried every request becomes too late to be of use. With it whoever would wait longer than the bound is refused as
+/// can be carried every request becomes too late to be of use. With it whoever would wait for more work than the bound is refused as
 /// `overloaded`: before its body is read where [`RefuseWhileLong`] stands at the head of the stack, behind it otherwise.
 ///
-/// How long a request would wait is estimated: those before it, times what the last ones took (a moving average).
+/// The work is estimated: requests that wait, times what the last ones took (a moving average). What else a processor does meanwhile,
+/// such as reading bodies and refusing, comes on top of it.
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Queue>);
 
@@ -45,7 +46,7 @@ struct Queue {
 }
 
 impl Turns {
-    /// A queue for so many processors, in which nobody waits longer than about `longest_wait`.
+    /// A queue for so many processors, in which nobody waits for more than `longest_wait` of each one's work.
     pub fn new(processors: NonZeroUsize, longest_wait: Duration) -> Self {
         let free = Arc::new(Semaphore::new(processors.get().min(Semaphore::MAX_PERMITS)));
         Turns(Arc::new(Queue {
@@ -62,7 +63,7 @@ impl Turns {
         RefuseWhileLong(self.clone())
     }
 
-    /// How long whoever joins the queue now will wait.
+    /// The work of each processor that whoever joins the queue now will wait for.
     fn wait(&self) -> Duration {
         let Queue { waiting, average, processors, .. } = &*self.0;
         let (waiting, average) = (waiting.load(Ordering::Relaxed) as u64, average.load(Ordering::Relaxed));
@@ -221,6 +222,38 @@ mod tests {
         drop(turns.join().unwrap());
         drop(first);
         drop(turn(&turns));
+    }
+
+    /// Through the layer: bodies that are whole wait behind a turn, and are answered in order.
+    #[tokio::test]
+    async fn bodies_wait_their_turn() {
+        use crate::{
+            decode::{DecodeLayer, WriteRequestDecoder},
+            payload::WriteRequest,
+        };
+        use tower::{ServiceBuilder, ServiceExt};
+
+        let turns = one_processor(Duration::from_millis(10), Duration::from_millis(6));
+        let service = ServiceBuilder::new()
+            .layer(DecodeLayer::new(WriteRequestDecoder::default()).turns(turns.clone()))
+            .service(tower::service_fn(async |_: Request<WriteRequest>| Ok::<_, std::convert::Infallible>(())));
+        let push = || {
+            Box::pin(service.clone().oneshot(Request::new(http_body_util::Full::new(bytes::Bytes::from_static(b"\0")))))
+        };
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut poll = |push: &mut Pin<Box<_>>| Future::poll(Pin::as_mut(push), &mut context);
+
+        let other = turn(&turns);
+        let (mut first, mut second, mut third) = (push(), push(), push());
+        assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+        match poll(&mut third) {
+            Poll::Ready(Err(rejection)) => assert_eq!(rejection.reason(), Reason::Overloaded),
+            waits => panic!("{waits:?}"),
+        }
+        drop(other);
+        assert!(poll(&mut second).is_pending());
+        assert!(matches!(poll(&mut first), Poll::Ready(Ok(()))));
+        assert!(matches!(poll(&mut second), Poll::Ready(Ok(()))));
     }
 
     #[tokio::test]

@@ -209,11 +209,15 @@ impl LabelSet<'_> {
         let from = self.block.start;
         let head = Span { end: from + start as u32, ..self.block };
         let tail = Span { start: from + end as u32, ..self.block };
-        if self.is_at_end() {
-            self.side.drain(head.end as usize..tail.start as usize);
-            self.block.end = self.side.len() as u32;
-        } else {
-            self.move_to_end([head, tail]);
+        if !self.in_side {
+            return self.move_to_end([head, tail]);
+        }
+        // Its bytes are its own: it shrinks where it is.
+        let was_at_end = self.is_at_end();
+        self.side.copy_within(tail.start as usize..tail.end as usize, head.end as usize);
+        self.block.end = head.end + tail.len() as u32;
+        if was_at_end {
+            self.side.truncate(self.block.end as usize);
         }
     }
 
