@@ -20,6 +20,7 @@
 //! ```
 
 use std::{
+    cell::RefCell,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -33,7 +34,7 @@ use tower_service::Service;
 
 use crate::{
     describe::{Describe, Row},
-    payload::{Refused, SeriesSet, WriteRequest},
+    payload::{Buffer, Refused, SeriesSet, WriteRequest},
     rejection::{Reason, Rejection},
 };
 
@@ -57,9 +58,21 @@ impl Encode for WriteRequest {
     fn encode(&self) -> Result<(Bytes, bool), snap::Error> {
         match self.received() {
             Some(received) => Ok((received.clone(), true)),
-            None => Ok((snap::raw::Encoder::new().compress_vec(&self.to_message())?.into(), false)),
+            None => Ok((compress(&self.to_message())?, false)),
         }
     }
+}
+
+/// A snappy block, and no more memory than that: it lives until the upstream has answered.
+fn compress(message: &[u8]) -> Result<Bytes, snap::Error> {
+    thread_local! {
+        // For its hash table.
+        static ENCODER: RefCell<snap::raw::Encoder> = RefCell::new(snap::raw::Encoder::new());
+    }
+    let mut block = Buffer::of_len(snap::raw::max_compress_len(message.len()));
+    let len = ENCODER.with_borrow_mut(|encoder| encoder.compress(message, &mut block))?;
+    block.truncate(len);
+    Ok(Bytes::copy_from_slice(&block))
 }
 
 /// What was encoded: an extension of the request that goes on, for whoever forwards and counts it.

@@ -20,6 +20,9 @@ use crate::{
     rejection::{Reason, Rejection},
 };
 
+/// Nanoseconds of work after which whoever is first lets go of its thread: seldom enough to cost nothing, often enough for answers.
+const LET_GO_AFTER: u64 = 1_000_000;
+
 /// What overload of others' making lasts at least.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,8 @@ struct Queue {
     waiting: AtomicUsize,
     /// Nanoseconds that a turn takes.
     average: AtomicU64,
+    /// Nanoseconds that turns have taken since someone let go.
+    since_let_go: AtomicU64,
 }
 
 impl Turns {
@@ -55,6 +60,7 @@ impl Turns {
             longest_wait,
             waiting: AtomicUsize::new(0),
             average: AtomicU64::new(0),
+            since_let_go: AtomicU64::new(LET_GO_AFTER),
         }))
     }
 
@@ -76,8 +82,8 @@ impl Turns {
 
     /// A place in the queue, unless that is too long.
     ///
-    /// Also whoever is the first lets go of its thread once: what is ready to join does so meanwhile, or is refused, and answers that
-    /// are ready go out. Work that is begun goes on to its end, so a queue would never be seen otherwise.
+    /// Once in a while whoever is first lets go of its thread: what is ready to join does so meanwhile, or is refused, and answers
+    /// that are ready go out. Work that is begun goes on to its end, so a queue would never be seen otherwise.
     pub(super) fn join(&self) -> Result<Waiting, Rejection> {
         if self.is_long() {
             return Err(self.rejection());
@@ -86,7 +92,10 @@ impl Turns {
         let place = Place(self.clone());
         let free = Arc::clone(&self.0.free);
         Ok(match Arc::clone(&free).try_acquire_owned() {
-            Ok(permit) => Waiting::First { permit: Some(permit), place, has_let_go: false },
+            Ok(permit) => {
+                let lets_go = self.0.since_let_go.load(Ordering::Relaxed) >= LET_GO_AFTER;
+                Waiting::First { permit: Some(permit), place, lets_go }
+            }
             // The semaphore is never closed.
             Err(_) => Waiting::Behind { permit: Box::pin(async move { free.acquire_owned().await.ok() }), place },
         })
@@ -105,7 +114,7 @@ impl Turns {
 
 /// Resolves to the turn.
 pub(super) enum Waiting {
-    First { permit: Option<OwnedSemaphorePermit>, place: Place, has_let_go: bool },
+    First { permit: Option<OwnedSemaphorePermit>, place: Place, lets_go: bool },
     Behind { permit: Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>, place: Place },
 }
 
@@ -114,8 +123,9 @@ impl Future for Waiting {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Turn>> {
         let (permit, place) = match self.get_mut() {
-            Waiting::First { has_let_go: has_let_go @ false, .. } => {
-                *has_let_go = true;
+            Waiting::First { lets_go: lets_go @ true, place, .. } => {
+                *lets_go = false;
+                place.0.0.since_let_go.store(0, Ordering::Relaxed);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -144,10 +154,11 @@ pub(super) struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let average = &self.turns.0.average;
+        let Queue { average, since_let_go, .. } = &*self.turns.0;
         let (before, took) = (average.load(Ordering::Relaxed), self.began.elapsed().as_nanos() as u64);
         // Of two at once one may be lost, which does no harm to an average.
         average.store(before - before / 16 + took / 16, Ordering::Relaxed);
+        since_let_go.fetch_add(took, Ordering::Relaxed);
     }
 }
 
@@ -188,8 +199,24 @@ mod tests {
 
     fn turn(turns: &Turns) -> Turn {
         let mut waiting = turns.join().unwrap();
-        assert!(poll(&mut waiting).is_none(), "whoever is first lets others join");
-        poll(&mut waiting).expect("nobody was before it")
+        poll(&mut waiting).or_else(|| poll(&mut waiting)).expect("nobody was before it")
+    }
+
+    #[tokio::test]
+    async fn whoever_is_first_lets_go_of_its_thread_once_in_a_while() {
+        let turns = one_processor(Duration::from_secs(1), Duration::from_millis(1));
+        let waits = || {
+            let mut first = turns.join().unwrap();
+            let waits = poll(&mut first).is_none();
+            if waits {
+                assert!(poll(&mut first).is_some());
+            }
+            waits
+        };
+        assert!(waits());
+        assert!(!waits());
+        turns.0.since_let_go.store(LET_GO_AFTER, Ordering::Relaxed);
+        assert!(waits());
     }
 
     #[tokio::test]

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     payload::{
-        BYTES_PER_SERIES, LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span, WriteRequest, flag,
+        BYTES_PER_SERIES, Buffer, LARGEST_PAYLOAD, LabelBlock, LabelWriter, Offence, Refused, Series, Span,
+        WriteRequest, flag,
     },
     rejection::Reason,
 };
@@ -59,7 +60,7 @@ impl WriteRequestDecoder {
     /// # Errors
     /// As [`Self::decode_block`].
     pub fn decode_message(&self, message: Vec<u8>) -> Result<WriteRequest, DecodeError> {
-        walk(self.limits.fixed_only()?, message, None)
+        walk(self.limits.fixed_only()?, message.into(), None)
     }
 }
 
@@ -68,7 +69,7 @@ fn decode(limits: &DecodeLimits, body: Bytes) -> Result<WriteRequest, DecodeErro
     walk(limits, message, Some(body))
 }
 
-fn walk(limits: &DecodeLimits, source: Vec<u8>, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
+fn walk(limits: &DecodeLimits, source: Buffer, received: Option<Bytes>) -> Result<WriteRequest, DecodeError> {
     if source.len() > LARGEST_PAYLOAD {
         return Err(DecodeError::TooLarge {
             what: "decoded body",
@@ -489,7 +490,7 @@ mod tests {
             assert_eq!(LabelRun::read(&labels, &limits).count, count, "{names:?}");
             let mut message = vec![0x0a, labels.len() as u8];
             message.extend(&labels);
-            let mut request = walk(&limits, message, None).unwrap();
+            let mut request = walk(&limits, message.into(), None).unwrap();
             let mut found = Vec::new();
             let look = |labels: &mut crate::payload::LabelSet<'_>| -> Result<_, ()> {
                 found.extend(labels.iter().map(|(name, _)| name.to_owned()));

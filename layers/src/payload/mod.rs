@@ -25,11 +25,13 @@
 //! # }
 //! ```
 
+mod buffer;
 mod families;
 mod labels;
 mod refused;
 mod write_request;
 
+pub(crate) use buffer::Buffer;
 pub use families::MetricFamilies;
 #[cfg(feature = "decode")]
 pub(crate) use families::Point;

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use infogw_proto::wire::{put_varint, varint_len};
 
-use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span, edit_each};
+use super::{Buffer, Edited, Keep, LabelSet, Refused, SeriesSet, Span, edit_each};
 
 /// A remote-write 1.0 request (`prometheus.WriteRequest`) as offsets into its decoded bytes.
 ///
@@ -11,7 +11,7 @@ pub struct WriteRequest {
     /// The snappy block as it arrived, as long as nothing has been changed.
     pub(crate) received: Option<Bytes>,
     /// The decoded message.
-    pub(crate) source: Vec<u8>,
+    pub(crate) source: Buffer,
     /// What was written anew: label blocks, and what else could not be left where it was.
     pub(crate) side: Vec<u8>,
     pub(crate) series: Vec<Series>,
@@ -87,7 +87,7 @@ impl WriteRequest {
             out.push(TIMESERIES);
             put_varint(&mut out, series.content_len() as u64);
             out.extend_from_slice(self.labels(series));
-            let rest = if series.has(flag::REST_IN_SIDE) { &self.side } else { &self.source };
+            let rest: &[u8] = if series.has(flag::REST_IN_SIDE) { &self.side } else { &self.source };
             out.extend_from_slice(series.rest.of(rest));
         }
         self.put_run(&mut out, run);
