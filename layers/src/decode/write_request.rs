@@ -232,8 +232,15 @@ impl Walk<'_> {
         let run = LabelRun::read(series.of(source), self.limits);
         let (mut count, mut last_name) = (run.count, run.last_name);
         let len = run.block.0.len();
-        let mut cursor = Cursor::within(series.of(source).get(len..).unwrap_or_default(), at + len);
         grow(&mut found.labels, at, at + len);
+        let mut behind = series.of(source).get(len..).unwrap_or_default();
+        while let Some(rest) = behind_plain_sample(behind) {
+            found.samples = found.samples.saturating_add(1);
+            behind = rest;
+        }
+        let rest_at = series.end as usize - behind.len();
+        grow(&mut found.rest, at + len, rest_at);
+        let mut cursor = Cursor::within(behind, rest_at);
         loop {
             let start = cursor.offset();
             let Some(field) = cursor.field()? else {
@@ -362,6 +369,21 @@ struct Found<'s> {
     scattered: bool,
     excess: Option<Excess<'s>>,
     samples: u32,
+}
+
+/// What is behind a sample, with its tag and length, that is written as stock senders write it: its value unless that is zero, and a
+/// timestamp of this age.
+#[inline]
+fn behind_plain_sample(series: &[u8]) -> Option<&[u8]> {
+    let (&[0x12, len], series) = series.split_first_chunk()? else { return None };
+    let (sample, behind) = series.split_at_checked(usize::from(len))?;
+    let timestamp = match sample.split_first_chunk() {
+        Some((&[0x09, _, _, _, _, _, _, _, _], timestamp)) => timestamp,
+        _ => sample,
+    };
+    // Six bytes: from 1971 until 2109.
+    let &[0x10, a, b, c, d, e, f] = timestamp else { return None };
+    (len < 0x80 && a & b & c & d & e >= 0x80 && f < 0x80).then_some(behind)
 }
 
 /// `Sample { value = 1 double, timestamp = 2 int64 }`

@@ -27,9 +27,12 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// `len` bytes. Never in a buffer that is more than twice as long, so that many small ones do not hold many large ones.
     pub(crate) fn of_len(len: usize) -> Self {
+        if len > LONGEST_KEPT {
+            return Buffer::from(vec![0; len]);
+        }
         // One length for all that are about as long.
-        let rounded = len.next_multiple_of(STEP.max(len.checked_next_power_of_two().unwrap_or(STEP) / 8));
-        let fits = |bytes: &Vec<u8>| bytes.len() >= len && bytes.len() <= rounded.saturating_mul(2);
+        let rounded = len.next_multiple_of(STEP.max(len.next_power_of_two() / 8));
+        let fits = |bytes: &Vec<u8>| bytes.len() >= len && bytes.len() <= 2 * rounded;
         let kept = KEEP.try_with(|kept| {
             let mut kept = kept.borrow_mut();
             let found = kept.iter().position(fits)?;
