@@ -75,6 +75,8 @@ pub(crate) struct Counted {
     pub(crate) refused: Latencies,
     /// Those that wait for their answer, or for a connection, as the time runs out: how long they have.
     pub(crate) unanswered: Latencies,
+    /// How long after they were due those that were answered had been sent: what of their latencies is this process's.
+    pub(crate) late: Latencies,
     /// Any other answer, or none.
     pub(crate) failed: u64,
     /// Bytes of one body.
@@ -182,6 +184,7 @@ struct Load {
 struct Found {
     accepted: Vec<Duration>,
     refused: Vec<Duration>,
+    late: Vec<Duration>,
     failed: u64,
 }
 
@@ -246,6 +249,7 @@ impl Load {
     async fn send(&self, connection: &mut Option<Connection>, due: Instant) {
         let number = self.sent.replace(self.sent.get() + 1);
         self.under_way.borrow_mut().insert(number, due);
+        let late = due.elapsed();
         let status = self.exchange(connection).await;
         self.under_way.borrow_mut().remove(&number);
         let latency = due.elapsed();
@@ -256,6 +260,7 @@ impl Load {
             return;
         }
         let mut found = self.found.borrow_mut();
+        found.late.push(late);
         match status {
             Ok(status) if status.is_success() => found.accepted.push(latency),
             Ok(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => found.refused.push(latency),
@@ -288,13 +293,13 @@ impl Load {
     }
 
     fn tell(&self, spec: &Spec, seconds: f64) -> Outcome<()> {
-        let Found { accepted, refused, failed } = self.found.take();
+        let Found { accepted, refused, late, failed } = self.found.take();
         let unanswered =
             self.under_way.borrow().values().chain(&*self.waiting.borrow()).map(Instant::elapsed).collect();
         let unanswered = Latencies::of(unanswered);
-        let (accepted, refused) = (Latencies::of(accepted), Latencies::of(refused));
+        let [accepted, refused, late] = [accepted, refused, late].map(Latencies::of);
         let (body, decoded) = (self.bodies.body_len(), self.bodies.decoded_len(spec));
-        say(&serde_json::to_string(&Counted { seconds, accepted, refused, unanswered, failed, body, decoded })?)
+        say(&serde_json::to_string(&Counted { seconds, accepted, refused, unanswered, late, failed, body, decoded })?)
     }
 }
 

@@ -11,9 +11,10 @@
 //!
 //! Load generator and upstream are processes of their own, on the second core; what is measured has the first one for itself
 //! (`--unpinned`: all share all). Each subject has a warm-up and then takes its turn once a round; figures are medians over the rounds.
-//! CPU is user and system time of the server's process by the system's accounting. Latency is measured at half of the rate that was
-//! reached when `--connections` always had a request under way (saturation), at random arrivals, from when a request was due. At twice
-//! that rate what is accepted and what is refused is told apart.
+//! CPU is user and system time of the server's process by the system's accounting, and requests a second are what is reached when
+//! `--connections` always have a request under way. Latency is measured at random arrivals over `--open-connections`, from when a request
+//! was due, at half of saturation: of the rate at which they would keep a core busy. At twice that rate what is accepted and what is
+//! refused is told apart.
 //!
 //! `--subjects` picks what is driven of these, `--sections` what is run: `table` and `overload` by default; `series`, `rules` and `clusters` vary one number each, `memory`
 //! counts what connections and requests in flight hold, `all` is all. `--json FILE` writes the figures as well.

@@ -87,7 +87,10 @@ fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
     let closed = Arrivals::Closed { connections: plan.connections };
     let full = take_turns(plan, &subjects, |_, subject| subject.spec(plan, closed))?;
     let open = |rate| Arrivals::Open { rate, connections: plan.open_connections };
-    let half = take_turns(plan, &subjects, |n, subject| subject.spec(plan, open(full[n].rate() / 2.0)))?;
+    // A request costs more where a thousand connections are open, so that what a few of them reach is beyond saturation.
+    let third = take_turns(plan, &subjects, |n, subject| subject.spec(plan, open(full[n].rate() / 3.0)))?;
+    let saturation: Vec<_> = full.iter().zip(&third).map(|(full, third)| full.rate().min(1e6 / third.cpu())).collect();
+    let half = take_turns(plan, &subjects, |n, subject| subject.spec(plan, open(saturation[n] / 2.0)))?;
     let of = |kind| kinds.iter().position(|&other| other == kind).map(|n| full[n].cpu());
     let rows: Vec<_> = kinds
         .iter()
@@ -103,10 +106,12 @@ fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
                 ratio(of(Kind::Floor)),
                 kind.counterpart().and_then(of).map_or(Cell::Nothing, |other| Cell::Number(full[n].cpu() / other, 4)),
                 Cell::Number(full[n].rate(), 0),
+                Cell::Number(saturation[n], 0),
                 Cell::Number(half[n].cpu(), 0),
                 Cell::Number(half[n].median(|turn| turn.counted.accepted.p50), 2),
                 Cell::Number(half[n].median(|turn| turn.counted.accepted.p99), 2),
                 Cell::Number(half[n].median(|turn| turn.counted.accepted.p999), 2),
+                Cell::Number(half[n].median(|turn| turn.counted.late.p99), 2),
                 Cell::Number(full[n].median(|turn| turn.peak) / MIB, 1),
             ]
         })
@@ -119,19 +124,20 @@ fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
         "x floor",
         "x other",
         "requests/s",
+        "saturation/s",
         "CPU µs at half",
         "p50 ms at half",
         "p99 ms at half",
         "p99.9 ms at half",
+        "sent late p99 ms",
         "peak MiB",
     ];
     let [body, decoded] = [full[0].0[0].counted.body, full[0].0[0].counted.decoded];
-    let title = format!(
-        "A request ({decoded} bytes decoded, {body} on the wire as remote write), at saturation and at half of it"
-    );
+    let title =
+        format!("A request ({decoded} bytes decoded, {body} on the wire), and how long it takes at half of saturation");
     report.table("table", &title, &columns, &rows);
     if plan.has(Section::Overload) {
-        overload(plan, report, &subjects, &full.iter().map(Turns::rate).collect::<Vec<_>>())?;
+        overload(plan, report, &subjects, &saturation)?;
     }
     Ok(())
 }
@@ -155,6 +161,7 @@ fn overload(plan: &Plan, report: &mut Report, subjects: &[Subject], saturation: 
             Cell::Number(turns.median(|turn| turn.counted.refused.p999), 1),
             Cell::Number(turns.median(|turn| turn.counted.unanswered.requests as f64), 0),
             Cell::Number(turns.median(|turn| turn.counted.unanswered.p999), 1),
+            Cell::Number(turns.median(|turn| turn.counted.late.p99), 1),
         ]);
     }
     let columns = [
@@ -170,6 +177,7 @@ fn overload(plan: &Plan, report: &mut Report, subjects: &[Subject], saturation: 
         "refused p99.9 ms",
         "unanswered at the end",
         "they wait for ms",
+        "sent late p99 ms",
     ];
     report.table("overload", "At twice saturation", &columns, &rows);
     Ok(())
