@@ -13,6 +13,16 @@ pub(super) fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireE
     cursor.fixed64().map(f64::from_bits)
 }
 
+/// All of `varint` as milliseconds since the epoch, where it has six bytes: from 1971 until 2109.
+#[inline]
+pub(super) fn timestamp_of_now(varint: &[u8]) -> Option<i64> {
+    let &[a, b, c, d, e, f] = varint else { return None };
+    let seven_bits = |byte: u8, place: u32| i64::from(byte & 0x7f) << (7 * place);
+    let timestamp =
+        seven_bits(a, 0) | seven_bits(b, 1) | seven_bits(c, 2) | seven_bits(d, 3) | seven_bits(e, 4) | seven_bits(f, 5);
+    (a & b & c & d & e >= 0x80 && f < 0x80).then_some(timestamp)
+}
+
 #[inline]
 pub(super) fn length_delimited<'a>(cursor: &mut Cursor<'a>, field: Field) -> Result<&'a [u8], WireError> {
     cursor.expect(field, WireType::Len)?;

@@ -10,7 +10,7 @@ use infogw_proto::wire::Cursor;
 use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
     families::{FamiliesBuilder, Name, Pair, Times, Value},
-    fields::{double, length_delimited, varint},
+    fields::{double, length_delimited, timestamp_of_now, varint},
     float::go_float,
     label::{LabelRun, is_text, label},
     limits::Limits,
@@ -271,8 +271,16 @@ fn family(
     while let Some(field) = cursor.field()? {
         if field.number == 4 {
             let content = cursor.bytes()?;
-            let metric = Metric::read(content, cursor.offset() - content.len(), builder.limits())?;
-            metric.expand(name, kind, builder, scratch)?;
+            let run = Some(LabelRun::read(content, builder.limits())).filter(|run| is_text(run.block));
+            if let Some(run) = run
+                && let Some((value, timestamp)) =
+                    plain_number(content.get(run.block.0.len()..).unwrap_or_default(), kind)
+            {
+                builder.point_of_run((name, ""), run, None, Value::Number(value), timestamp)?;
+            } else {
+                let metric = Metric::read(content, cursor.offset() - content.len(), run)?;
+                metric.expand(name, kind, builder, scratch)?;
+            }
         } else {
             cursor.skip(field.wire)?;
         }
@@ -315,6 +323,22 @@ impl Kind {
     }
 }
 
+/// The value and the timestamp that stand behind a metric's labels, where they are one number as stock senders write it: a fixed64, and
+/// no timestamp or one of this age.
+#[inline]
+fn plain_number(behind: &[u8], kind: Kind) -> Option<(f64, Option<i64>)> {
+    let (&[tag, 0x09, 0x09], behind) = behind.split_first_chunk()? else { return None };
+    let (value, behind) = behind.split_first_chunk()?;
+    let timestamp = match behind {
+        [] => None,
+        [0x30, timestamp @ ..] => Some(timestamp_of_now(timestamp)?),
+        _ => return None,
+    };
+    let number =
+        matches!(kind, Kind::Counter | Kind::Gauge | Kind::Untyped) && usize::from(tag) == kind.field() << 3 | 2;
+    number.then(|| (f64::from_le_bytes(*value), timestamp))
+}
+
 /// `Metric { label = 1, gauge = 2, counter = 3, summary = 4, untyped = 5, timestamp_ms = 6, histogram = 7 }`
 struct Metric<'a> {
     content: &'a [u8],
@@ -327,8 +351,8 @@ struct Metric<'a> {
 }
 
 impl<'a> Metric<'a> {
-    fn read(content: &'a [u8], at: usize, limits: &DecodeLimits) -> Result<Self, DecodeError> {
-        let run = Some(LabelRun::read(content, limits)).filter(|run| is_text(run.block));
+    /// `run` is what `content` begins with.
+    fn read(content: &'a [u8], at: usize, run: Option<LabelRun<'a>>) -> Result<Self, DecodeError> {
         let read = run.map_or(0, |run| run.block.0.len());
         let mut metric = Metric { content, at, run, values: [None; 8], timestamp: None };
         let mut cursor = Cursor::within(content.get(read..).unwrap_or_default(), at + read);

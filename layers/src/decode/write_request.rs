@@ -6,7 +6,7 @@ use infogw_proto::wire::{Cursor, WireError, WireType, varint_len};
 
 use super::{
     DecodeError, DecodeLimits, Decoder, NAME, content_encoding,
-    fields::{check, check_bucket_span, check_packed, length_delimited},
+    fields::{check, check_bucket_span, check_packed, length_delimited, timestamp_of_now},
     label::{LabelRun, is_text, label},
     limits::{Excess, Limits},
     media_type, snappy,
@@ -381,9 +381,8 @@ fn behind_plain_sample(series: &[u8]) -> Option<&[u8]> {
         Some((&[0x09, _, _, _, _, _, _, _, _], timestamp)) => timestamp,
         _ => sample,
     };
-    // Six bytes: from 1971 until 2109.
-    let &[0x10, a, b, c, d, e, f] = timestamp else { return None };
-    (len < 0x80 && a & b & c & d & e >= 0x80 && f < 0x80).then_some(behind)
+    let (&[0x10], timestamp) = timestamp.split_first_chunk()? else { return None };
+    timestamp_of_now(timestamp).filter(|_| len < 0x80).map(|_| behind)
 }
 
 /// `Sample { value = 1 double, timestamp = 2 int64 }`

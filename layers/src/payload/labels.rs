@@ -55,8 +55,22 @@ impl<'a> LabelBlock<'a> {
     /// The label `name`.
     #[inline]
     fn get(self, name: &[u8]) -> Option<LabelAt<'a>> {
-        // Most others differ in length, or already in their first byte.
-        self.iter().take_while(|label| label.name.first() <= name.first()).find(|label| label.name == name)
+        let first = *name.first()?;
+        let mut at = 0;
+        loop {
+            // Most others differ in length, or already in their first byte: such a label is stepped over.
+            let &[_, len, _, name_len, name_first] = self.0.get(at..)?.first_chunk()?;
+            if len < 0x80 && (name_first < first || name_first == first && usize::from(name_len) != name.len()) {
+                at += 2 + usize::from(len);
+                continue;
+            }
+            let label = self.at(at)?;
+            match label.name.cmp(name) {
+                Ordering::Less => at = label.end,
+                Ordering::Equal => return Some(label),
+                Ordering::Greater => return None,
+            }
+        }
     }
 
     /// Where the label `name` is, or where it would have to be inserted.
