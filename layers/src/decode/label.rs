@@ -69,14 +69,14 @@ impl<'s> LabelRun<'s> {
     pub(super) fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
         let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
         let (mut rest, mut last_key) = (series, 0);
-        while let Some((&[0x0a, len], fields)) = rest.split_first_chunk::<2>()
-            && len < 0x80
-            && let Some((content, behind)) = fields.split_at_checked(usize::from(len))
-            && let Some(Label { name, value, .. }) = short_label(content)
-            && !value.is_empty()
+        while let Some(&[0x0a, len, 0x0a, name_len]) = rest.first_chunk()
+            && let Some((label, behind)) = rest.split_at_checked(2 + usize::from(len))
+            && let Some((name, value)) = label.get(4..).and_then(|label| label.split_at_checked(usize::from(name_len)))
+            && let Some((&[0x12, value_len], value)) = value.split_first_chunk()
+            && (len < 0x80 && usize::from(value_len) == value.len() && !value.is_empty())
             && limits.check_label(name, value).is_ok()
         {
-            let key = leading(name);
+            let key = leading(name, rest.get(4..).unwrap_or_default());
             // Names that differ do so early: few are compared to their end.
             if key < last_key || key == last_key && name <= last_name {
                 break;
@@ -89,11 +89,14 @@ impl<'s> LabelRun<'s> {
     }
 }
 
-/// The first eight bytes, so that these numbers compare as the names do unless they are equal.
+/// The first eight bytes of `name`, so that these numbers compare as names do unless they are equal. `from` is what begins with it.
 #[inline]
-fn leading(name: &[u8]) -> u64 {
-    match name.first_chunk() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
+fn leading(name: &[u8], from: &[u8]) -> u64 {
+    match from.first_chunk() {
+        // Of a short one what stands behind it is cut off.
+        Some(bytes) => {
+            u64::from_be_bytes(*bytes) & u64::MAX.checked_shr(8 * name.len() as u32).map_or(u64::MAX, |behind| !behind)
+        }
         None => name.iter().zip((0..8).rev()).fold(0, |key, (byte, place)| key | u64::from(*byte) << (8 * place)),
     }
 }
@@ -101,8 +104,21 @@ fn leading(name: &[u8]) -> u64 {
 /// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.
 #[inline]
 pub(super) fn is_text(block: LabelBlock<'_>) -> bool {
-    block.0.is_ascii()
+    is_ascii(block.0)
         || block.iter().all(|label| std::str::from_utf8(label.name).is_ok() && std::str::from_utf8(label.value).is_ok())
+}
+
+/// As the standard library's, which looks every few bytes whether it can stop: of blocks, all but all are looked at to their end.
+#[inline]
+fn is_ascii(block: &[u8]) -> bool {
+    let (chunks, rest) = block.as_chunks::<32>();
+    let (words, rest) = rest.as_chunks();
+    let mut seen = [0; 32];
+    for chunk in chunks {
+        seen.iter_mut().zip(chunk).for_each(|(seen, byte)| *seen |= byte);
+    }
+    let word = words.iter().fold(0, |seen, word| seen | u64::from_ne_bytes(*word));
+    seen.iter().chain(rest).chain(&word.to_ne_bytes()).fold(0, |seen, byte| seen | byte) < 0x80
 }
 
 #[cfg(test)]
@@ -116,13 +132,27 @@ mod tests {
             shared in prop::collection::vec(any::<u8>(), 0..10),
             a in prop::collection::vec(0u8..3, 0..4),
             b in prop::collection::vec(0u8..3, 0..4),
+            behind in prop::collection::vec(any::<u8>(), 0..10),
         ) {
             let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
-            let by_leading = leading(&a).cmp(&leading(&b));
+            let of = |name: &[u8]| leading(name, &[name, &behind[..]].concat());
+            let by_leading = of(&a).cmp(&of(&b));
             prop_assert!(by_leading.is_eq() || by_leading == a.cmp(&b));
             // Equal means that nothing but zeros tells the first eight apart.
             let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
             prop_assert_eq!(by_leading.is_eq(), padded(&a) == padded(&b));
+        }
+
+        #[test]
+        fn ascii_is_what_the_standard_library_says(
+            mut bytes in prop::collection::vec(0u8..0x80, 0..100),
+            high in prop::option::of((any::<prop::sample::Index>(), 0x80u8..)),
+        ) {
+            if let Some((at, high)) = high && !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = high;
+            }
+            prop_assert_eq!(is_ascii(&bytes), bytes.is_ascii());
         }
     }
 }
