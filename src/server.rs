@@ -147,7 +147,7 @@ where
         match tls {
             None => exchange(stream, watcher, requests, answer).await,
             Some(tls) => {
-                if let Some(stream) = tls.handshake(stream).await {
+                if let Some(stream) = Box::pin(tls.handshake(stream)).await {
                     let certificate = certificate(&stream);
                     let answer = move |mut request: Request<Incoming>| {
                         match &certificate {
@@ -190,7 +190,7 @@ fn certificate(stream: &TlsStream<TcpStream>) -> Option<Result<Arc<ClientCertifi
 }
 
 /// Speaks HTTP.
-async fn exchange<S, F, R>(stream: S, watcher: Watcher, requests: Arc<Activity>, answer: F)
+fn exchange<S, F, R>(stream: S, watcher: Watcher, requests: Arc<Activity>, answer: F) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
@@ -198,7 +198,8 @@ where
 {
     let service = service_fn(move |request| {
         let request_in_flight = requests.begin();
-        let answered = answer(request);
+        // In a box: hyper keeps room for it while the connection is idle.
+        let answered = Box::pin(answer(request));
         async move {
             let response = answered.await;
             drop(request_in_flight);
@@ -210,9 +211,13 @@ where
     http.http1().timer(TokioTimer::new()).header_read_timeout(None);
     http.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(60));
     let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
-    // A client that hangs up or does not speak HTTP is its own trouble.
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(error, "connection ended");
+    // In a box: a future has room for it in each of its states.
+    let watched = Box::pin(watcher.watch(connection));
+    async move {
+        // A client that hangs up or does not speak HTTP is its own trouble.
+        if let Err(error) = watched.await {
+            tracing::debug!(error, "connection ended");
+        }
     }
 }
 
