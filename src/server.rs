@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::tls::Current;
+use crate::tls::{Current, ShortReads};
 
 /// How long a TLS handshake may take, as Go's HTTP clients have it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ where
                         }
                         answer(request)
                     };
-                    exchange(stream, watcher, requests, answer).await;
+                    exchange(ShortReads(stream), watcher, requests, answer).await;
                 }
             }
         }

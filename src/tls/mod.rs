@@ -8,6 +8,7 @@
 mod client;
 mod pem;
 mod server;
+mod short_reads;
 
 use std::{
     sync::Arc,
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 pub use client::ClientFiles;
 pub use pem::{KeyPair, PemFile};
 pub use server::ServerFiles;
+pub use short_reads::ShortReads;
 
 use crate::{
     admin::metrics::tls::{CertificateMetrics, TlsMetrics},
