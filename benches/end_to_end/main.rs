@@ -13,8 +13,8 @@
 //! (`--unpinned`: all share all). Each subject has a warm-up and then takes its turn once a round; figures are medians over the rounds.
 //! CPU is user and system time of the server's process by the system's accounting, and requests a second are what is reached when
 //! `--connections` always have a request under way. Latency is measured at random arrivals over `--open-connections`, from when a request
-//! was due, at half of saturation: of the rate at which they would keep a core busy. At twice that rate what is accepted and what is
-//! refused is told apart.
+//! was due, at half of saturation: of the rate at which they would keep a core busy, or of what was reached where that is less. At twice
+//! that rate what is accepted and what is refused is told apart.
 //!
 //! `--subjects` picks what is driven of these, `--sections` what is run: `table` and `overload` by default; `series`, `rules` and `clusters` vary one number each, `memory`
 //! counts what connections and requests in flight hold, `all` is all. `--json FILE` writes the figures as well.

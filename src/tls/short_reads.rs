@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 /// Shorter than what hyper reads at first: it doubles a buffer that a read has filled, and holds on to it while the connection is idle.
 const LONGEST: usize = 8 * 1024 - 1;
 
-/// Reads of less than 8 KiB. Of a stream with a buffer of its own, as one that decrypts has, they cost next to nothing.
+/// Reads of less than 8 KiB. A stream with a buffer of its own, as one that decrypts has, is copied in more pieces, and read as often.
 #[derive(Debug)]
 pub struct ShortReads<S>(pub S);
 

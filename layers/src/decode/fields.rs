@@ -58,3 +58,35 @@ pub(super) fn check_packed(content: &[u8], at: usize, wire: WireType) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use infogw_proto::wire::put_varint;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_timestamp_of_six_bytes_is_what_any_varint_is(timestamp in any::<u64>(), shift in 0u32..64) {
+            let timestamp = timestamp >> shift;
+            let mut varint = Vec::new();
+            put_varint(&mut varint, timestamp);
+            let of_now = (varint.len() == 6).then_some(timestamp as i64);
+            prop_assert_eq!(timestamp_of_now(&varint), of_now);
+        }
+
+        #[test]
+        fn six_bytes_that_are_not_one_varint_are_no_timestamp(bytes in any::<[u8; 6]>()) {
+            let mut cursor = Cursor::new(&bytes);
+            let whole = cursor.varint().ok().filter(|_| cursor.is_empty());
+            prop_assert_eq!(timestamp_of_now(&bytes), whole.map(|timestamp| timestamp as i64));
+        }
+    }
+
+    #[test]
+    fn now_is_a_timestamp_of_now() {
+        let mut varint = Vec::new();
+        put_varint(&mut varint, 1_800_000_000_000);
+        assert_eq!(timestamp_of_now(&varint), Some(1_800_000_000_000));
+    }
+}

@@ -567,3 +567,28 @@ fn label_pair(content: &[u8], at: usize) -> Result<Pair<'_>, DecodeError> {
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str, DecodeError> {
     std::str::from_utf8(bytes).map_err(|_| DecodeError::Malformed(format!("a {what} is not UTF-8; drop it")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_number_is_that_of_its_kind_and_nothing_else() {
+        let timestamp = [0x80, 0xa0, 0xbf, 0xc7, 0xb1, 0x34];
+        let at = Cursor::new(&timestamp).varint().unwrap() as i64;
+        for (kind, tag) in [(Kind::Gauge, 0x12), (Kind::Counter, 0x1a), (Kind::Untyped, 0x2a)] {
+            let value = [&[tag, 9, 0x09][..], &1.5f64.to_le_bytes()].concat();
+            let timed = [&value[..], &[0x30], &timestamp].concat();
+            assert_eq!(plain_number(&value, kind), Some((1.5, None)));
+            assert_eq!(plain_number(&timed, kind), Some((1.5, Some(at))));
+            for other in [[&timed[..], &[0x08, 0x01]].concat(), timed[..timed.len() - 1].to_vec(), timed[..9].to_vec()]
+            {
+                assert_eq!(plain_number(&other, kind), None, "{other:?}");
+            }
+            assert_eq!(plain_number(&value, Kind::Summary), None);
+            assert_eq!(plain_number(&value, if kind == Kind::Gauge { Kind::Counter } else { Kind::Gauge }), None);
+        }
+        // A summary's count has no such wire type.
+        assert_eq!(plain_number(&[&[0x22, 9, 0x09][..], &[0; 8]].concat(), Kind::Summary), None);
+    }
+}

@@ -521,4 +521,24 @@ mod tests {
             assert_eq!(found, canonical);
         }
     }
+
+    #[test]
+    fn a_plain_sample_is_stepped_over_and_nothing_else() {
+        let timestamp = [0x10, 0x80, 0xa0, 0xbf, 0xc7, 0xb1, 0x34];
+        let value = [0x09, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f];
+        let framed = |sample: &[u8]| [&[0x12, sample.len() as u8], sample, b"rest"].concat();
+        for plain in [[&value[..], &timestamp].concat(), timestamp.to_vec()] {
+            assert_eq!(behind_plain_sample(&framed(&plain)), Some(&b"rest"[..]));
+        }
+        let others = [
+            [&timestamp[..], &value].concat(),
+            [&value[..], &timestamp, &[0x18, 1]].concat(),
+            [&value[..], &timestamp[..6]].concat(),
+            value.to_vec(),
+            vec![],
+        ];
+        for other in others {
+            assert_eq!(behind_plain_sample(&framed(&other)), None, "{other:?}");
+        }
+    }
 }
