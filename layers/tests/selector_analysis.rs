@@ -274,12 +274,13 @@ const LABELS: &[&str] = &["__name__", "a", "b"];
 const PRESENT: &[&[&str]] = &[&[], &["a"], &["__name__", "b"]];
 
 /// What tells all selectors over [`small_pattern`] apart: every value of up to three characters,
-/// and of the longer ones, where only the first counts, one of each kind.
+/// of which two, `x` and `-`, stand for those no expression names, in words (`\b`) and between; and
+/// of the longer ones, where only the first counts, one of each kind.
 fn values() -> Vec<String> {
     let mut values = vec![String::new()];
     for length in 0..3 {
         let shorter: Vec<String> = values.iter().filter(|value| value.chars().count() == length).cloned().collect();
-        values.extend(shorter.iter().flat_map(|value| ["a", "A", "b", "é", "x"].map(|c| format!("{value}{c}"))));
+        values.extend(shorter.iter().flat_map(|value| ["a", "A", "b", "é", "x", "-"].map(|c| format!("{value}{c}"))));
     }
     values.extend(["aaaa", "xxxx"].map(String::from));
     values
