@@ -162,10 +162,14 @@ impl<'a> Cursor<'a> {
     /// [`Fault::Truncated`] or [`Fault::VarintOverflow`].
     #[inline]
     pub fn varint(&mut self) -> Result<u64, WireError> {
-        match self.bytes.get(self.at) {
-            Some(&byte) if byte < 0x80 => {
+        match *self.bytes.get(self.at..).unwrap_or_default() {
+            [byte, ..] if byte < 0x80 => {
                 self.at += 1;
                 Ok(u64::from(byte))
+            }
+            [low, high, ..] if high < 0x80 => {
+                self.at += 2;
+                Ok(u64::from(low & 0x7f) | u64::from(high) << 7)
             }
             _ => self.long_varint(),
         }

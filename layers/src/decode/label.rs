@@ -3,7 +3,7 @@
 use infogw_proto::wire::{Cursor, WireError, varint_len};
 
 use super::{DecodeLimits, fields::length_delimited};
-use crate::payload::LabelBlock;
+use crate::payload::{LabelBlock, ShortLabel};
 
 /// A label's strings (`Label` of remote write and `LabelPair` of metric families are the same on the wire); the last of a repeated
 /// field counts, as for any protobuf decoder.
@@ -67,38 +67,32 @@ pub(super) struct LabelRun<'s> {
 impl<'s> LabelRun<'s> {
     #[inline]
     pub(super) fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
-        let (mut count, mut last_name): (usize, &[u8]) = (0, &[]);
-        let (mut rest, mut last_key) = (series, 0);
-        while let Some(&[0x0a, len, 0x0a, name_len]) = rest.first_chunk()
-            && let Some((label, behind)) = rest.split_at_checked(2 + usize::from(len))
-            && let Some((name, value)) = label.get(4..).and_then(|label| label.split_at_checked(usize::from(name_len)))
-            && let Some((&[0x12, value_len], value)) = value.split_first_chunk()
-            && (len < 0x80 && usize::from(value_len) == value.len() && !value.is_empty())
-            && limits.check_label(name, value).is_ok()
+        let (mut count, mut rest) = (0, series);
+        let (mut last, mut last_first) = (series, 0);
+        while limits.label_name >= LONGEST
+            && limits.label_value >= LONGEST
+            && let Some(short) = ShortLabel::at_start_of(rest)
+            && let Some((value, behind)) = short.value(rest)
+            && !value.is_empty()
         {
-            let key = leading(name, rest.get(4..).unwrap_or_default());
-            // Names that differ do so early: few are compared to their end.
-            if key < last_key || key == last_key && name <= last_name {
+            // Few names are compared to their end.
+            if short.first <= last_first && (short.first < last_first || short.name(rest) <= name_of(last)) {
                 break;
             }
-            (last_key, last_name) = (key, name);
+            (last, last_first) = (rest, short.first);
             (count, rest) = (count + 1, behind);
         }
         let block = series.get(..series.len() - rest.len()).unwrap_or_default();
-        LabelRun { block: LabelBlock(block), count, last_name }
+        LabelRun { block: LabelBlock(block), count, last_name: if count > 0 { name_of(last) } else { &[] } }
     }
 }
 
-/// The first eight bytes of `name`, so that these numbers compare as names do unless they are equal. `from` is what begins with it.
-#[inline]
-fn leading(name: &[u8], from: &[u8]) -> u64 {
-    match from.first_chunk() {
-        // Of a short one what stands behind it is cut off.
-        Some(bytes) => {
-            u64::from_be_bytes(*bytes) & u64::MAX.checked_shr(8 * name.len() as u32).map_or(u64::MAX, |behind| !behind)
-        }
-        None => name.iter().zip((0..8).rev()).fold(0, |key, (byte, place)| key | u64::from(*byte) << (8 * place)),
-    }
+/// What a name or a value is shorter than in a label of less than 128 bytes.
+const LONGEST: usize = 128;
+
+/// The name of the short label that `bytes` begin with.
+fn name_of(bytes: &[u8]) -> &[u8] {
+    ShortLabel::at_start_of(bytes).map_or(&[], |short| short.name(bytes))
 }
 
 /// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.
@@ -127,22 +121,6 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        #[test]
-        fn leading_bytes_compare_as_names_do(
-            shared in prop::collection::vec(any::<u8>(), 0..10),
-            a in prop::collection::vec(0u8..3, 0..4),
-            b in prop::collection::vec(0u8..3, 0..4),
-            behind in prop::collection::vec(any::<u8>(), 0..10),
-        ) {
-            let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
-            let of = |name: &[u8]| leading(name, &[name, &behind[..]].concat());
-            let by_leading = of(&a).cmp(&of(&b));
-            prop_assert!(by_leading.is_eq() || by_leading == a.cmp(&b));
-            // Equal means that nothing but zeros tells the first eight apart.
-            let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
-            prop_assert_eq!(by_leading.is_eq(), padded(&a) == padded(&b));
-        }
-
         #[test]
         fn ascii_is_what_the_standard_library_says(
             mut bytes in prop::collection::vec(0u8..0x80, 0..100),

@@ -191,13 +191,21 @@ impl Walk<'_> {
     }
 
     fn one_series(&mut self, source: &[u8], whole: Span, start: usize, overlong: bool) -> Result<(), DecodeError> {
+        let series_bytes = Span::new(start, whole.end as usize);
+        let plain = Plain::read(series_bytes.of(source), self.limits);
+        if plain.behind.is_empty() && !overlong && plain.run.count <= self.limits.labels && is_text(plain.run.block) {
+            self.samples += plain.samples as usize;
+            let rest = start + plain.run.block.0.len();
+            let (labels, rest) = (Span::new(start, rest), Span::new(rest, whole.end as usize));
+            self.series.push(Series::new(whole, labels, rest, 0, plain.samples));
+            return Ok(());
+        }
         let index = self.seen - 1;
-        let found = self.scan(source, Span::new(start, whole.end as usize))?;
+        let found = self.scan(series_bytes, plain)?;
         self.samples = self.samples.saturating_add(found.samples as usize);
         let mut excess = found.excess;
         let mut flags = if overlong { flag::REFRAME } else { 0 };
         let (mut labels, mut rest) = (found.labels, found.rest);
-        let series_bytes = Span::new(start, whole.end as usize);
         if excess.is_none() && !(found.canonical && is_text(LabelBlock(labels.of(source)))) {
             match self.rewrite_labels(source, series_bytes)? {
                 Ok(rewritten) => labels = rewritten,
@@ -223,24 +231,20 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Checks a series' fields and finds where its labels and its rest are.
-    fn scan<'s>(&self, source: &'s [u8], series: Span) -> Result<Found<'s>, WireError> {
-        let at = series.start as usize;
-        let empty = Span::new(at, at);
-        let mut found =
-            Found { labels: empty, rest: empty, canonical: true, scattered: false, excess: None, samples: 0 };
-        let run = LabelRun::read(series.of(source), self.limits);
-        let (mut count, mut last_name) = (run.count, run.last_name);
-        let len = run.block.0.len();
-        grow(&mut found.labels, at, at + len);
-        let mut behind = series.of(source).get(len..).unwrap_or_default();
-        while let Some(rest) = behind_plain_sample(behind) {
-            found.samples = found.samples.saturating_add(1);
-            behind = rest;
-        }
-        let rest_at = series.end as usize - behind.len();
-        grow(&mut found.rest, at + len, rest_at);
-        let mut cursor = Cursor::within(behind, rest_at);
+    /// Checks the fields of a series behind those that are plain, and finds where its labels and its rest are.
+    fn scan<'s>(&self, series: Span, plain: Plain<'s>) -> Result<Found<'s>, WireError> {
+        let (start, end) = (series.start as usize, series.end as usize);
+        let (labels_end, rest_end) = (start + plain.run.block.0.len(), end - plain.behind.len());
+        let mut found = Found {
+            labels: Span::new(start, labels_end),
+            rest: Span::new(labels_end, rest_end),
+            canonical: true,
+            scattered: false,
+            excess: None,
+            samples: plain.samples,
+        };
+        let (mut count, mut last_name) = (plain.run.count, plain.run.last_name);
+        let mut cursor = Cursor::within(plain.behind, rest_end);
         loop {
             let start = cursor.offset();
             let Some(field) = cursor.field()? else {
@@ -369,6 +373,26 @@ struct Found<'s> {
     scattered: bool,
     excess: Option<Excess<'s>>,
     samples: u32,
+}
+
+/// What a series begins with, as far as it is written as stock senders write it: labels, then samples. Most are nothing else.
+struct Plain<'s> {
+    run: LabelRun<'s>,
+    samples: u32,
+    behind: &'s [u8],
+}
+
+impl<'s> Plain<'s> {
+    #[inline]
+    fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
+        let run = LabelRun::read(series, limits);
+        let mut plain = Plain { run, samples: 0, behind: series.get(run.block.0.len()..).unwrap_or_default() };
+        while let Some(behind) = behind_plain_sample(plain.behind) {
+            plain.samples += 1;
+            plain.behind = behind;
+        }
+        plain
+    }
 }
 
 /// What is behind a sample, with its tag and length, that is written as stock senders write it: its value unless that is zero, and a

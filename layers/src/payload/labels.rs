@@ -24,6 +24,66 @@ pub(crate) struct LabelAt<'a> {
     end: usize,
 }
 
+/// How a canonical label of less than 128 bytes begins, as all but all of them are. Read without a look at what is behind it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ShortLabel {
+    /// Bytes of the whole field.
+    pub(crate) len: usize,
+    name_len: usize,
+    /// The first eight bytes of its name, filled up with zeros: compares as names do, unless it is equal.
+    pub(crate) first: u64,
+}
+
+impl ShortLabel {
+    /// The one that `bytes` begin with; `None` also where fewer than twelve are left.
+    #[inline(always)]
+    pub(crate) fn at_start_of(bytes: &[u8]) -> Option<Self> {
+        const FORM: u32 = u32::from_le_bytes([LABEL, 0, NAME, 0]);
+        const FIXED: u32 = u32::from_le_bytes([0xff, 0x80, 0xff, 0x80]);
+        let start: &[u8; 12] = bytes.first_chunk()?;
+        let form = u32::from_le_bytes(*start.first_chunk()?);
+        let first = u64::from_be_bytes(*start.last_chunk()?);
+        let name_len = (form >> 24 & 0x7f) as usize;
+        // Of a short name what stands behind it is cut off.
+        let first = first & FIRST[name_len];
+        (form & FIXED == FORM).then_some(ShortLabel { len: 2 + (form >> 8 & 0x7f) as usize, name_len, first })
+    }
+
+    /// Its name. `bytes` are those that it is at the start of.
+    #[inline(always)]
+    pub(crate) fn name(self, bytes: &[u8]) -> &[u8] {
+        bytes.get(4..4 + self.name_len).unwrap_or_default()
+    }
+
+    /// Its value, and what is behind it; `None` if it is not canonical.
+    #[inline(always)]
+    pub(crate) fn value(self, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (label, behind) = bytes.split_at_checked(self.len)?;
+        let (tag, value) = label.get(4 + self.name_len..)?.split_first_chunk()?;
+        (usize::from(u16::from_le_bytes(*tag)) == usize::from(VALUE) | value.len() << 8).then_some((value, behind))
+    }
+}
+
+/// The bytes of eight that belong to a name, by its length.
+const FIRST: [u64; 128] = {
+    let mut first = [u64::MAX; 128];
+    let mut len = 0;
+    while len < 8 {
+        first[len] = !(u64::MAX >> (8 * len));
+        len += 1;
+    }
+    first
+};
+
+/// [`ShortLabel::first`] of a label called `name`.
+#[inline]
+fn first_of(name: &[u8]) -> u64 {
+    match name.first_chunk() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => name.iter().zip((0..8).rev()).fold(0, |first, (byte, place)| first | u64::from(*byte) << (8 * place)),
+    }
+}
+
 impl<'a> LabelBlock<'a> {
     /// The label whose field begins at `start`; `None` at the end.
     #[inline]
@@ -55,35 +115,43 @@ impl<'a> LabelBlock<'a> {
     /// The label `name`.
     #[inline]
     fn get(self, name: &[u8]) -> Option<LabelAt<'a>> {
-        let first = *name.first()?;
-        let mut at = 0;
-        loop {
-            // Most others differ in length, or already in their first byte: such a label is stepped over.
-            let &[_, len, _, name_len, name_first] = self.0.get(at..)?.first_chunk()?;
-            if len < 0x80 && (name_first < first || name_first == first && usize::from(name_len) != name.len()) {
-                at += 2 + usize::from(len);
-                continue;
-            }
-            let label = self.at(at)?;
-            match label.name.cmp(name) {
-                Ordering::Less => at = label.end,
-                Ordering::Equal => return Some(label),
-                Ordering::Greater => return None,
-            }
-        }
+        self.find(name).ok()
     }
 
     /// Where the label `name` is, or where it would have to be inserted.
     #[inline]
     fn find(self, name: &[u8]) -> Result<LabelAt<'a>, usize> {
-        for label in self.iter() {
+        let first = first_of(name);
+        let mut rest = self.0;
+        loop {
+            // Most names differ early: such a label is stepped over.
+            if let Some(short) = ShortLabel::at_start_of(rest) {
+                let at = |rest: &[u8]| self.0.len() - rest.len();
+                if short.first < first {
+                    match rest.get(short.len..) {
+                        Some(behind) => rest = behind,
+                        None => return Err(self.0.len()),
+                    }
+                    continue;
+                }
+                if short.first > first {
+                    return Err(at(rest));
+                }
+                if short.name_len == name.len()
+                    && (name.len() <= 8 || short.name(rest) == name)
+                    && let Some((value, behind)) = short.value(rest)
+                {
+                    return Ok(LabelAt { name: short.name(rest), value, start: at(rest), end: at(behind) });
+                }
+            }
+            let start = self.0.len() - rest.len();
+            let Some(label) = self.at(start) else { return Err(start) };
             match label.name.cmp(name) {
-                Ordering::Less => {}
+                Ordering::Less => rest = self.0.get(label.end..).unwrap_or_default(),
                 Ordering::Equal => return Ok(label),
-                Ordering::Greater => return Err(label.start),
+                Ordering::Greater => return Err(start),
             }
         }
-        Err(self.0.len())
     }
 
     /// The bytes of the label `name`; none, at the place where they belong, if there is no such label.
@@ -407,6 +475,51 @@ mod tests {
                 prop_assert!(set.iter().is_sorted());
             }
             prop_assert!(side.starts_with(b"another series"));
+        }
+
+        #[test]
+        fn first_bytes_compare_as_names_do(
+            shared in prop::collection::vec(any::<u8>(), 0..10),
+            a in prop::collection::vec(0u8..3, 0..4),
+            b in prop::collection::vec(0u8..3, 0..4),
+            value in prop::collection::vec(any::<u8>(), 10),
+        ) {
+            let (a, b) = ([&shared[..], &a].concat(), [&shared[..], &b].concat());
+            let first = |name: &[u8]| {
+                let mut bytes = Vec::new();
+                put_label(&mut bytes, name, &value);
+                let short = ShortLabel::at_start_of(&bytes).unwrap();
+                assert_eq!((short.first, short.name(&bytes)), (first_of(name), name));
+                short.first
+            };
+            let by_first = first(&a).cmp(&first(&b));
+            prop_assert!(by_first.is_eq() || by_first == a.cmp(&b));
+            // Equal means that nothing but zeros tells the first eight apart.
+            let padded = |name: &[u8]| name.iter().copied().chain([0; 8]).take(8).collect::<Vec<_>>();
+            prop_assert_eq!(by_first.is_eq(), padded(&a) == padded(&b));
+        }
+
+        /// What is read at once is what is read length by length, whatever stands there.
+        #[test]
+        fn a_short_label_is_a_label(
+            name in prop::collection::vec(any::<u8>(), 0..12),
+            value in prop::collection::vec(any::<u8>(), 0..12),
+            (at, instead) in (any::<prop::sample::Index>(), any::<u8>()),
+            behind in prop::collection::vec(any::<u8>(), 0..12),
+        ) {
+            let mut bytes = Vec::new();
+            put_label(&mut bytes, &name, &value);
+            let at = at.index(bytes.len() + 1);
+            let changed = bytes.get_mut(at).map(|byte| *byte = instead).is_some();
+            bytes.extend(behind);
+            let short = ShortLabel::at_start_of(&bytes);
+            if let Some((value, behind)) = short.and_then(|short| short.value(&bytes)) {
+                let label = LabelBlock(&bytes).at(0).unwrap();
+                prop_assert_eq!((short.unwrap().name(&bytes), value), (label.name, label.value));
+                prop_assert_eq!(behind, &bytes[label.end..]);
+            } else {
+                prop_assert!(changed || bytes.len() < 12);
+            }
         }
 
         /// A block with a name and one label more is what comes of writing them first and then the labels.

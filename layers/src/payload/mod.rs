@@ -37,7 +37,7 @@ pub use families::MetricFamilies;
 pub(crate) use families::Point;
 pub use labels::LabelSet;
 #[cfg(feature = "decode")]
-pub(crate) use labels::{LabelBlock, LabelWriter, put_block};
+pub(crate) use labels::{LabelBlock, LabelWriter, ShortLabel, put_block};
 pub use refused::{Offence, Refused};
 pub use write_request::WriteRequest;
 #[cfg(any(feature = "decode", feature = "translate"))]
