@@ -147,6 +147,7 @@ where
         match tls {
             None => exchange(stream, watcher, requests, answer).await,
             Some(tls) => {
+                // Boxed, as a connection lives much longer than its handshake.
                 if let Some(stream) = Box::pin(tls.handshake(stream)).await {
                     let certificate = certificate(&stream);
                     let answer = move |mut request: Request<Incoming>| {

@@ -13,7 +13,7 @@ pub(super) fn double(cursor: &mut Cursor<'_>, field: Field) -> Result<f64, WireE
     cursor.fixed64().map(f64::from_bits)
 }
 
-/// All of `varint` as milliseconds since the epoch, where it has six bytes: from 1971 until 2109.
+/// All of `varint` as milliseconds since the epoch, where it has six bytes, as those from 1971 until 2109 have.
 #[inline]
 pub(super) fn timestamp_of_now(varint: &[u8]) -> Option<i64> {
     let &[a, b, c, d, e, f] = varint else { return None };

@@ -22,7 +22,7 @@ pub(super) fn label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
     }
 }
 
-/// A canonical label whose name and value are shorter than 128 bytes: all but all of them.
+/// A canonical label whose name and value are shorter than 128 bytes each.
 #[inline]
 fn short_label(content: &[u8]) -> Option<Label<'_>> {
     let (&[0x0a, name_len], rest) = content.split_first_chunk()? else { return None };
@@ -53,8 +53,8 @@ fn any_label(content: &[u8], at: usize) -> Result<Label<'_>, WireError> {
     Ok(label)
 }
 
-/// The labels that a series begins with, as far as they are what stock senders write: canonical, ascending, within the limits, names
-/// and values shorter than 128 bytes. That is all of them in all but a few series; what follows is read field by field.
+/// The labels that a series begins with, as far as they are what stock senders write: canonical, ascending, within the limits, and
+/// each of less than 128 bytes. What follows is read field by field.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LabelRun<'s> {
     /// A canonical block, but for UTF-8.
@@ -65,34 +65,28 @@ pub(super) struct LabelRun<'s> {
 }
 
 impl<'s> LabelRun<'s> {
-    #[inline]
+    // Its loop needs every register there is.
+    #[inline(never)]
     pub(super) fn read(series: &'s [u8], limits: &DecodeLimits) -> Self {
         let (mut count, mut rest) = (0, series);
-        let (mut last, mut last_first) = (series, 0);
-        while limits.label_name >= LONGEST
-            && limits.label_value >= LONGEST
-            && let Some(short) = ShortLabel::at_start_of(rest)
+        let (mut last_first, mut last_name): (u64, &[u8]) = (0, &[]);
+        while let Some(short) = ShortLabel::at_start_of(rest)
             && let Some((value, behind)) = short.value(rest)
             && !value.is_empty()
         {
-            // Few names are compared to their end.
-            if short.first <= last_first && (short.first < last_first || short.name(rest) <= name_of(last)) {
+            let name = short.name(rest);
+            // Few names are compared to their end. The first one is compared with nothing, as it must not be empty.
+            if short.first <= last_first && (short.first < last_first || name <= last_name)
+                || limits.check_label(name, value).is_err()
+            {
                 break;
             }
-            (last, last_first) = (rest, short.first);
+            (last_first, last_name) = (short.first, name);
             (count, rest) = (count + 1, behind);
         }
         let block = series.get(..series.len() - rest.len()).unwrap_or_default();
-        LabelRun { block: LabelBlock(block), count, last_name: if count > 0 { name_of(last) } else { &[] } }
+        LabelRun { block: LabelBlock(block), count, last_name }
     }
-}
-
-/// What a name or a value is shorter than in a label of less than 128 bytes.
-const LONGEST: usize = 128;
-
-/// The name of the short label that `bytes` begin with.
-fn name_of(bytes: &[u8]) -> &[u8] {
-    ShortLabel::at_start_of(bytes).map_or(&[], |short| short.name(bytes))
 }
 
 /// Whether every label of a canonical block is UTF-8. One test for the whole block in the case that is all but always true.

@@ -25,7 +25,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// `len` bytes. Never in a buffer that is more than twice as long, so that many small ones do not hold many large ones.
+    /// `len` bytes. Never in a buffer that is much more than twice as long, so that many small ones do not hold many large ones.
     pub(crate) fn of_len(len: usize) -> Self {
         if len > LONGEST_KEPT {
             return Buffer::from(vec![0; len]);
@@ -112,6 +112,7 @@ mod tests {
         assert_eq!(kept().len(), KEPT);
         drop(Buffer::of_len(LONGEST_KEPT + 1));
         assert!(kept().iter().all(|len| *len <= LONGEST_KEPT));
+        assert_eq!(Buffer::of_len(LONGEST_KEPT + 1).bytes.len(), LONGEST_KEPT + 1);
         for _ in 0..KEPT {
             drop([Buffer::of_len(1000), Buffer::of_len(1000), Buffer::of_len(1000), Buffer::of_len(1000)]);
         }

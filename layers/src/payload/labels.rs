@@ -24,11 +24,12 @@ pub(crate) struct LabelAt<'a> {
     end: usize,
 }
 
-/// How a canonical label of less than 128 bytes begins, as all but all of them are. Read without a look at what is behind it.
+/// How a label begins whose content is shorter than 128 bytes, as that of all but all is. Whether it is canonical only its
+/// [`value`](Self::value) tells.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShortLabel {
-    /// Bytes of the whole field.
-    pub(crate) len: usize,
+    /// Bytes of the whole field, if it is canonical.
+    len: usize,
     name_len: usize,
     /// The first eight bytes of its name, filled up with zeros: compares as names do, unless it is equal.
     pub(crate) first: u64,
@@ -42,10 +43,9 @@ impl ShortLabel {
         const FIXED: u32 = u32::from_le_bytes([0xff, 0x80, 0xff, 0x80]);
         let start: &[u8; 12] = bytes.first_chunk()?;
         let form = u32::from_le_bytes(*start.first_chunk()?);
-        let first = u64::from_be_bytes(*start.last_chunk()?);
         let name_len = (form >> 24 & 0x7f) as usize;
         // Of a short name what stands behind it is cut off.
-        let first = first & FIRST[name_len];
+        let first = u64::from_be_bytes(*start.last_chunk()?) & FIRST[name_len];
         (form & FIXED == FORM).then_some(ShortLabel { len: 2 + (form >> 8 & 0x7f) as usize, name_len, first })
     }
 
@@ -59,13 +59,13 @@ impl ShortLabel {
     #[inline(always)]
     pub(crate) fn value(self, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         let (label, behind) = bytes.split_at_checked(self.len)?;
-        let (tag, value) = label.get(4 + self.name_len..)?.split_first_chunk()?;
-        (usize::from(u16::from_le_bytes(*tag)) == usize::from(VALUE) | value.len() << 8).then_some((value, behind))
+        let (form, value) = label.get(4 + self.name_len..)?.split_first_chunk()?;
+        (usize::from(u16::from_le_bytes(*form)) == usize::from(VALUE) | value.len() << 8).then_some((value, behind))
     }
 }
 
 /// The bytes of eight that belong to a name, by its length.
-const FIRST: [u64; 128] = {
+static FIRST: [u64; 128] = {
     let mut first = [u64::MAX; 128];
     let mut len = 0;
     while len < 8 {
@@ -78,10 +78,12 @@ const FIRST: [u64; 128] = {
 /// [`ShortLabel::first`] of a label called `name`.
 #[inline]
 fn first_of(name: &[u8]) -> u64 {
-    match name.first_chunk() {
-        Some(first) => u64::from_be_bytes(*first),
-        None => name.iter().zip((0..8).rev()).fold(0, |first, (byte, place)| first | u64::from(*byte) << (8 * place)),
-    }
+    let padded = name.first_chunk().copied().unwrap_or_else(|| {
+        let mut padded = [0; 8];
+        padded.iter_mut().zip(name).for_each(|(padded, byte)| *padded = *byte);
+        padded
+    });
+    u64::from_be_bytes(padded)
 }
 
 impl<'a> LabelBlock<'a> {
@@ -124,9 +126,9 @@ impl<'a> LabelBlock<'a> {
         let first = first_of(name);
         let mut rest = self.0;
         loop {
+            let start = self.0.len() - rest.len();
             // Most names differ early: such a label is stepped over.
             if let Some(short) = ShortLabel::at_start_of(rest) {
-                let at = |rest: &[u8]| self.0.len() - rest.len();
                 if short.first < first {
                     match rest.get(short.len..) {
                         Some(behind) => rest = behind,
@@ -135,16 +137,15 @@ impl<'a> LabelBlock<'a> {
                     continue;
                 }
                 if short.first > first {
-                    return Err(at(rest));
+                    return Err(start);
                 }
                 if short.name_len == name.len()
                     && (name.len() <= 8 || short.name(rest) == name)
                     && let Some((value, behind)) = short.value(rest)
                 {
-                    return Ok(LabelAt { name: short.name(rest), value, start: at(rest), end: at(behind) });
+                    return Ok(LabelAt { name: short.name(rest), value, start, end: self.0.len() - behind.len() });
                 }
             }
-            let start = self.0.len() - rest.len();
             let Some(label) = self.at(start) else { return Err(start) };
             match label.name.cmp(name) {
                 Ordering::Less => rest = self.0.get(label.end..).unwrap_or_default(),
@@ -509,6 +510,11 @@ mod tests {
         ) {
             let mut bytes = Vec::new();
             put_label(&mut bytes, &name, &value);
+            for length in [1, 3] {
+                let mut long = bytes.clone();
+                long[length] |= 0x80;
+                prop_assert!(ShortLabel::at_start_of(&long).is_none());
+            }
             let at = at.index(bytes.len() + 1);
             let changed = bytes.get_mut(at).map(|byte| *byte = instead).is_some();
             bytes.extend(behind);
@@ -519,6 +525,26 @@ mod tests {
                 prop_assert_eq!(behind, &bytes[label.end..]);
             } else {
                 prop_assert!(changed || bytes.len() < 12);
+            }
+        }
+
+        /// Of names that begin the same, too: what is found is what looking at each label finds.
+        #[test]
+        fn a_label_is_found_where_it_is(
+            shared in "[a\0]{0,10}",
+            names in prop::collection::vec("[\0-\x02]{0,3}", 0..6),
+            values in prop::collection::vec(prop_oneof!["[x-z]{1,20}", "[x-z]{110,130}"], 6),
+        ) {
+            let names: Vec<_> = names.iter().map(|name| format!("{shared}{name}")).collect();
+            let block = block(&names.iter().cloned().zip(values).collect::<Vec<_>>());
+            let block = LabelBlock(&block);
+            for name in names.iter().flat_map(|name| [name.clone(), format!("{name}\0"), format!("b{name}")]) {
+                let by_looking = block
+                    .iter()
+                    .find(|label| label.name >= name.as_bytes())
+                    .map_or(Err(block.0.len()), |label| if label.name == name.as_bytes() { Ok(label) } else { Err(label.start) });
+                let seen = |found: Result<LabelAt<'_>, usize>| found.map(|l| (l.name.to_vec(), l.value.to_vec(), l.start, l.end));
+                prop_assert_eq!(seen(block.find(name.as_bytes())), seen(by_looking), "{:?}", name);
             }
         }
 

@@ -156,7 +156,8 @@ pub(crate) fn wild() -> impl Strategy<Value = Vec<Part>> {
 
 fn name(least: usize) -> impl Strategy<Value = String> {
     let short = prop::string::string_regex(&format!("[a-c_]{{{least},2}}")).unwrap();
-    prop_oneof![4 => short, 1 => Just("__name__".to_owned()), 1 => "[é-ü]{60,70}"]
+    // Some that only their end tells apart.
+    prop_oneof![4 => short, 1 => Just("__name__".to_owned()), 1 => "longlabel_[a-c]?", 1 => "[é-ü]{60,70}"]
 }
 
 fn text(least: usize) -> impl Strategy<Value = String> {
@@ -181,6 +182,7 @@ fn spelling() -> impl Strategy<Value = Spelling> {
 pub(crate) fn bits() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
+        Just(0),
         Just(STALE),
         Just(0x7ff0_0000_0000_0001),
         Just(0xfff8_dead_beef_cafe),
@@ -191,9 +193,13 @@ pub(crate) fn bits() -> impl Strategy<Value = u64> {
 
 /// One field of a series that is not a label: sample, exemplar, histogram, or unknown.
 fn rest() -> impl Strategy<Value = Vec<u8>> {
-    let sample = (bits(), any::<i64>(), any::<bool>()).prop_map(|(bits, timestamp, long_tag)| {
-        let mut content = vec![0x09];
-        content.extend_from_slice(&bits.to_le_bytes());
+    let timestamp = prop_oneof![any::<i64>(), 1i64 << 35..1 << 42];
+    let sample = (bits(), timestamp, any::<bool>()).prop_map(|(bits, timestamp, long_tag)| {
+        let mut content = Vec::new();
+        if bits != 0 {
+            content.push(0x09);
+            content.extend_from_slice(&bits.to_le_bytes());
+        }
         content.push(0x10);
         put_varint(&mut content, timestamp as u64);
         let mut out = Vec::new();

@@ -199,6 +199,28 @@ fn one_series_over_a_limit_refuses_families() {
         let text = format!("good{{a=\"1234567890\",_id=\"c1\"}} 1 NOW\n{second}\n").replace("NOW", &now.to_string());
         refused(upload(&text), Reason::InvalidSeries, &line);
     }
+    // Delimited ones, whose name is one of a series' labels, too.
+    let delimited = |labels: &[(&str, &str)]| {
+        let pair = |&(name, value): &(&str, &str)| io::LabelPair { name: Some(name.into()), value: Some(value.into()) };
+        let metric = io::Metric {
+            label: labels.iter().map(pair).collect(),
+            gauge: Some(io::Gauge { value: Some(1.0) }),
+            timestamp_ms: Some(now),
+            ..Default::default()
+        };
+        let (name, r#type) = (Some("up".to_owned()), Some(io::MetricType::Gauge as i32));
+        let family = io::MetricFamily { name, r#type, metric: vec![metric], ..Default::default() };
+        let decoder = MetricFamiliesDecoder::new(limits()).clock(ManualClock::new());
+        families(&decoder, DELIMITED, "", family.encode_length_delimited_to_vec().into())
+    };
+    assert_eq!(delimited(&[("a", "1"), ("a2345678", "1234567890")]).unwrap().series(), 1);
+    for (labels, what) in [
+        (&[("a", "1"), ("b", "2"), ("c", "3")][..], "it has 4 labels, at most 3 are taken; drop some"),
+        (&[("a23456789", "x")], "label name `a23456789` is 9 bytes, at most 8 are taken; shorten or drop it"),
+        (&[("a", "12345678901")], "the value of label `a` is 11 bytes, at most 10 are taken; shorten or drop it"),
+    ] {
+        refused(delimited(labels), Reason::InvalidSeries, &format!("series 1 `up`: {what}"));
+    }
     let text = |count: usize| (0..count).map(|n| format!("up{{a=\"{n}\"}} 1 {now}\n")).collect::<String>();
     assert_eq!(upload(&text(3)).unwrap().series(), 3);
     refused(
