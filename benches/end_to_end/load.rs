@@ -264,13 +264,15 @@ impl Load {
         match status {
             Ok(status) if status.is_success() => found.accepted.push(latency),
             Ok(StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) => found.refused.push(latency),
-            Ok(status) => {
+            failed => {
+                // One says what is wrong.
+                if found.failed == 0 {
+                    match failed {
+                        Ok(status) => eprintln!("answered {status}"),
+                        Err(error) => eprintln!("failed: {error}"),
+                    }
+                }
                 found.failed += 1;
-                eprintln!("answered {status}");
-            }
-            Err(error) => {
-                found.failed += 1;
-                eprintln!("failed: {error}");
             }
         }
     }

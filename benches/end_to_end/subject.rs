@@ -217,7 +217,18 @@ fn gateway(kind: Kind, world: &World, setup: &Setup, listen: [SocketAddr; 2], fo
     let [public, internal] = listen.map(|address| address.to_string());
     let authorize = format!("http://{}{}", world.upstream, upstream::AUTHORIZE);
     command.args(["--listen", &public, "--listen-internal", &internal, "--authorize", &authorize]);
-    command.args(["--forward-url", forward, "--limit-receive-bytes", "0", "--limit-bytes", "0", "--ratelimit", "0"]);
+    // telemeter-server takes 0 for a limit of the body.
+    let large = "1073741824";
+    command.args([
+        "--forward-url",
+        forward,
+        "--limit-receive-bytes",
+        large,
+        "--limit-bytes",
+        large,
+        "--ratelimit",
+        "0",
+    ]);
     command.arg("--whitelist-file").arg(allowlist);
     if let Some(tls) = &world.tls {
         command.arg("--tls-crt").arg(&tls.certificate).arg("--tls-key").arg(&tls.key);
