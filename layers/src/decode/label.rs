@@ -99,14 +99,13 @@ pub(super) fn is_text(block: LabelBlock<'_>) -> bool {
 /// As the standard library's, which looks every few bytes whether it can stop: of blocks, all but all are looked at to their end.
 #[inline]
 fn is_ascii(block: &[u8]) -> bool {
-    let (chunks, rest) = block.as_chunks::<32>();
-    let (words, rest) = rest.as_chunks();
+    // The last ones overlap those before.
+    let (chunks, Some(last)) = (block.as_chunks::<32>().0, block.last_chunk::<32>()) else { return block.is_ascii() };
     let mut seen = [0; 32];
     for chunk in chunks {
         seen.iter_mut().zip(chunk).for_each(|(seen, byte)| *seen |= byte);
     }
-    let word = words.iter().fold(0, |seen, word| seen | u64::from_ne_bytes(*word));
-    seen.iter().chain(rest).chain(&word.to_ne_bytes()).fold(0, |seen, byte| seen | byte) < 0x80
+    seen.iter().chain(last).fold(0, |seen, byte| seen | byte) < 0x80
 }
 
 #[cfg(test)]
