@@ -201,7 +201,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let index = self.seen - 1;
-        let found = self.scan(series_bytes, plain)?;
+        let found = self.scan(series_bytes, &plain)?;
         self.samples = self.samples.saturating_add(found.samples as usize);
         let mut excess = found.excess;
         let mut flags = if overlong { flag::REFRAME } else { 0 };
@@ -232,7 +232,7 @@ impl Walk<'_> {
     }
 
     /// Checks the fields of a series behind those that are plain, and finds where its labels and its rest are.
-    fn scan<'s>(&self, series: Span, plain: Plain<'s>) -> Result<Found<'s>, WireError> {
+    fn scan<'s>(&self, series: Span, plain: &Plain<'s>) -> Result<Found<'s>, WireError> {
         let (start, end) = (series.start as usize, series.end as usize);
         let (labels_end, rest_end) = (start + plain.run.block.0.len(), end - plain.behind.len());
         let mut found = Found {
