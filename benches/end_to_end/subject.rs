@@ -219,16 +219,8 @@ fn gateway(kind: Kind, world: &World, setup: &Setup, listen: [SocketAddr; 2], fo
     command.args(["--listen", &public, "--listen-internal", &internal, "--authorize", &authorize]);
     // telemeter-server takes 0 for a limit of the body.
     let large = "1073741824";
-    command.args([
-        "--forward-url",
-        forward,
-        "--limit-receive-bytes",
-        large,
-        "--limit-bytes",
-        large,
-        "--ratelimit",
-        "0",
-    ]);
+    command.args(["--forward-url", forward, "--ratelimit", "0"]);
+    command.args(["--limit-receive-bytes", large, "--limit-bytes", large]);
     command.arg("--whitelist-file").arg(allowlist);
     if let Some(tls) = &world.tls {
         command.arg("--tls-crt").arg(&tls.certificate).arg("--tls-key").arg(&tls.key);

@@ -28,7 +28,9 @@ fn limits() -> DecodeLimits {
 
 fn series(labels: &[(&str, &str)]) -> prom::TimeSeries {
     let label = |&(name, value): &(&str, &str)| prom::Label { name: name.to_owned(), value: value.to_owned() };
-    prom::TimeSeries { labels: labels.iter().map(label).collect(), ..Default::default() }
+    // With a sample of now, as stock senders write it: what is read at once is held to the limits, too.
+    let samples = vec![prom::Sample { value: 1.0, timestamp: at(0) }];
+    prom::TimeSeries { labels: labels.iter().map(label).collect(), samples, ..Default::default() }
 }
 
 fn receive(timeseries: Vec<prom::TimeSeries>) -> Result<WriteRequest, DecodeError> {
