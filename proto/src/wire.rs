@@ -231,6 +231,25 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Steps over the length-delimited fields that stand here and begin with `tag`, one byte, as long as their lengths take at most two
+    /// bytes and they are whole. Says how many.
+    pub fn skip_repeated(&mut self, tag: u8) -> usize {
+        let (mut rest, mut count) = (self.bytes.get(self.at..).unwrap_or_default(), 0);
+        while let &[found, low, ref behind @ ..] = rest
+            && found == tag
+        {
+            let content = match *behind {
+                _ if low < 0x80 => behind.get(usize::from(low)..),
+                [high @ ..0x80, ref behind @ ..] => behind.get(usize::from(low & 0x7f) | usize::from(high) << 7..),
+                _ => None,
+            };
+            let Some(behind) = content else { break };
+            (rest, count) = (behind, count + 1);
+        }
+        self.at = self.bytes.len() - rest.len();
+        count
+    }
+
     /// Nothing, if `field` has the wire type of its definition.
     ///
     /// # Errors
@@ -313,6 +332,36 @@ mod tests {
     fn reports_overlong_tags() {
         let mut cursor = Cursor::new(b"\x8a\x00\x00");
         assert_eq!(cursor.field(), Ok(Some(Field { number: 1, wire: WireType::Len, overlong: true })));
+    }
+
+    #[test]
+    fn repeated_fields_are_stepped_over_as_one_by_one() {
+        let field = |len: usize| {
+            let mut field = vec![0x22];
+            put_varint(&mut field, len as u64);
+            field.resize(field.len() + len, 0x22);
+            field
+        };
+        for (lens, others, whole) in [
+            (&[][..], &b""[..], 0),
+            (&[0, 1, 127, 128, 300, 16_383], b"", 6),
+            (&[3, 16_384, 3], b"", 1),
+            (&[3, 3], b"\x0a\x01x", 2),
+            (&[3], b"\x22", 1),
+            (&[3], b"\x22\x81", 1),
+            (&[3], b"\x22\x05abcd", 1),
+            (&[3], b"\x22\x81\x80\x00x", 1),
+        ] {
+            let repeated: Vec<u8> = lens.iter().flat_map(|&len| field(len)).collect();
+            let message = [&repeated[..], others].concat();
+            let (mut cursor, mut slow) = (Cursor::new(&message), Cursor::new(&message));
+            assert_eq!(cursor.skip_repeated(0x22), whole, "{lens:?} {others:?}");
+            for _ in 0..whole {
+                assert_eq!(slow.field().unwrap().unwrap().number, 4);
+                slow.bytes().unwrap();
+            }
+            assert_eq!(cursor.offset(), slow.offset(), "{lens:?} {others:?}");
+        }
     }
 
     #[test]

@@ -225,6 +225,9 @@ struct Scratch {
     histogram: Vec<u8>,
 }
 
+/// A metric's field in `MetricFamily`.
+const METRIC: u8 = 0x22;
+
 /// `MetricFamily { name = 1, help = 2, type = 3, metric = 4, unit = 5 }`. Name and type may stand behind the metrics.
 fn family(
     message: &[u8],
@@ -240,7 +243,7 @@ fn family(
             3 => kind = Some(varint(&mut cursor, field)?),
             4 => {
                 length_delimited(&mut cursor, field)?;
-                metrics += 1;
+                metrics += 1 + cursor.skip_repeated(METRIC);
             }
             _ => cursor.skip(field.wire)?,
         }

@@ -78,12 +78,25 @@ static FIRST: [u64; 128] = {
 /// [`ShortLabel::first`] of a label called `name`.
 #[inline]
 fn first_of(name: &[u8]) -> u64 {
-    let padded = name.first_chunk().copied().unwrap_or_else(|| {
-        let mut padded = [0; 8];
-        padded.iter_mut().zip(name).for_each(|(padded, byte)| *padded = *byte);
-        padded
-    });
-    u64::from_be_bytes(padded)
+    match name.first_chunk() {
+        Some(eight) => u64::from_be_bytes(*eight),
+        None => name.iter().rev().fold(0, |behind, byte| behind >> 8 | u64::from(*byte) << 56),
+    }
+}
+
+/// `block` without the short labels that it begins with and whose names are less than those that begin with `first`: most of them, as
+/// most names differ early.
+#[inline(always)]
+fn behind_lesser(mut block: &[u8], first: u64) -> &[u8] {
+    while let Some(&[_, len, _, _, ref name @ ..]) = block.first_chunk::<12>()
+        // Where a name is shorter, what stands behind it makes it greater, and never less.
+        && u64::from_be_bytes(*name) < first
+        && len < 0x80
+        && let Some(behind) = block.get(2 + usize::from(len)..)
+    {
+        block = behind;
+    }
+    block
 }
 
 impl<'a> LabelBlock<'a> {
@@ -126,32 +139,35 @@ impl<'a> LabelBlock<'a> {
         let first = first_of(name);
         let mut rest = self.0;
         loop {
+            rest = behind_lesser(rest, first);
             let start = self.0.len() - rest.len();
-            // Most names differ early: such a label is stepped over.
             if let Some(short) = ShortLabel::at_start_of(rest) {
-                if short.first < first {
-                    match rest.get(short.len..) {
-                        Some(behind) => rest = behind,
-                        None => return Err(self.0.len()),
-                    }
-                    continue;
-                }
                 if short.first > first {
                     return Err(start);
                 }
-                if short.name_len == name.len()
+                if short.first == first
+                    && short.name_len == name.len()
                     && (name.len() <= 8 || short.name(rest) == name)
                     && let Some((value, behind)) = short.value(rest)
                 {
                     return Ok(LabelAt { name: short.name(rest), value, start, end: self.0.len() - behind.len() });
                 }
             }
-            let Some(label) = self.at(start) else { return Err(start) };
-            match label.name.cmp(name) {
-                Ordering::Less => rest = self.0.get(label.end..).unwrap_or_default(),
-                Ordering::Equal => return Ok(label),
-                Ordering::Greater => return Err(start),
+            match self.compare(start, name) {
+                Err(end) => rest = self.0.get(end..).unwrap_or_default(),
+                Ok(found) => return found,
             }
+        }
+    }
+
+    /// What [`find`](Self::find) says of a label whose field begins at `start`, whatever it is; or where it ends, if it is less.
+    #[inline(never)]
+    fn compare(self, start: usize, name: &[u8]) -> Result<Result<LabelAt<'a>, usize>, usize> {
+        let Some(label) = self.at(start) else { return Ok(Err(start)) };
+        match label.name.cmp(name) {
+            Ordering::Less => Err(label.end),
+            Ordering::Equal => Ok(Ok(label)),
+            Ordering::Greater => Ok(Err(start)),
         }
     }
 
@@ -195,6 +211,22 @@ fn put_joined(out: &mut Vec<u8>, name: &[u8], value: &[u8], suffix: &[u8]) {
     put_varint(out, value_len as u64);
     out.extend_from_slice(value);
     out.extend_from_slice(suffix);
+}
+
+/// Appends the metric name `name` + `suffix`.
+#[cfg(feature = "decode")]
+fn put_name(out: &mut Vec<u8>, name: &str, suffix: &str) {
+    let len = name.len() + suffix.len();
+    // What is always the same is copied at once.
+    let [a, b, c, d, e, f, g, h] = *b"__name__";
+    match u8::try_from(len) {
+        Ok(short @ ..0x70) => {
+            out.extend_from_slice(&[LABEL, short + 12, NAME, 8, a, b, c, d, e, f, g, h, VALUE, short]);
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(suffix.as_bytes());
+        }
+        _ => put_joined(out, b"__name__", name.as_bytes(), suffix.as_bytes()),
+    }
 }
 
 fn put_label(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -407,7 +439,7 @@ pub(crate) fn put_block(
     let old = |bytes| block.0.get::<Range<usize>>(bytes).unwrap_or_default();
     let place = block.place(b"__name__");
     out.extend_from_slice(old(0..place.start));
-    put_joined(out, b"__name__", name.as_bytes(), suffix.as_bytes());
+    put_name(out, name, suffix);
     let mut from = place.end;
     if let Some((name, value)) = added {
         let place = block.place(name.as_bytes());
@@ -552,15 +584,16 @@ mod tests {
         #[test]
         fn a_name_and_a_label_go_into_a_block(
             labels in prop::collection::vec(("[A-Z]|[a-z]{1,2}|__name__|__n|___|le", "[x-z]{1,2}"), 0..6),
+            name in prop_oneof!["[a-z]{1,3}", "[a-z]{105,130}"],
             suffix in "(_sum)?",
             le in prop::option::of("[0-9]{1,3}"),
         ) {
             let added = le.as_deref().map(|le| ("le", le));
-            let first = [("__name__".to_owned(), format!("up{suffix}"))].into_iter();
+            let first = [("__name__".to_owned(), format!("{name}{suffix}"))].into_iter();
             let all: Vec<_> =
                 first.chain(added.map(|(name, le)| (name.to_owned(), le.to_owned()))).chain(labels.clone()).collect();
             let mut out = b"another series".to_vec();
-            let span = put_block(&mut out, LabelBlock(&block(&labels)), ("up", &suffix), added);
+            let span = put_block(&mut out, LabelBlock(&block(&labels)), (&name, &suffix), added);
             prop_assert_eq!(span.of(&out), block(&all));
             prop_assert!(out.starts_with(b"another series"));
         }
