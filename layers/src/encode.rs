@@ -33,6 +33,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    budget::{BufferBudget, Reservation},
     describe::{Describe, Row},
     payload::{Buffer, Refused, SeriesSet, WriteRequest},
     rejection::{Reason, Rejection},
@@ -92,11 +93,12 @@ pub struct Encoded {
 #[derive(Debug, Clone)]
 pub struct EncodeLayer {
     when_empty: StatusCode,
+    budget: Option<BufferBudget>,
 }
 
 impl Default for EncodeLayer {
     fn default() -> Self {
-        EncodeLayer { when_empty: StatusCode::NO_CONTENT }
+        EncodeLayer { when_empty: StatusCode::NO_CONTENT, budget: None }
     }
 }
 
@@ -109,7 +111,13 @@ impl EncodeLayer {
     /// Answers a payload with nothing left with `status`.
     #[must_use]
     pub fn when_empty(self, status: StatusCode) -> Self {
-        EncodeLayer { when_empty: status }
+        EncodeLayer { when_empty: status, ..self }
+    }
+
+    /// Keeps what `budget` has room for, besides what was received, until it is written; refuses the rest.
+    #[must_use]
+    pub fn budget(self, budget: BufferBudget) -> Self {
+        EncodeLayer { budget: Some(budget), ..self }
     }
 }
 
@@ -156,12 +164,18 @@ where
             return done(Err(Rejection::internal("the write request could not be compressed").by(NAME)));
         };
         let (series, samples, bytes) = (payload.series(), payload.samples(), body.len());
+        // What was received has its place already.
+        let budget = self.layer.budget.as_ref().filter(|_| !untouched);
+        let reserved = match budget.map(|budget| budget.reserve(bytes)).transpose() {
+            Ok(reserved) => reserved,
+            Err(rejection) => return done(Err(rejection.by(NAME))),
+        };
         head.extensions.insert(Encoded { series, samples, bytes, untouched });
         // What was decoded is not needed while the upstream works.
         drop(payload);
         head.headers = remote_write_headers();
         let inner = self.inner.call(Request::from_parts(head, Full::new(body)));
-        EncodeFuture { state: State::Calling { inner, refused } }
+        EncodeFuture { state: State::Calling { inner, refused, _reserved: reserved } }
     }
 }
 
@@ -172,7 +186,7 @@ where
 {
     fn describe(rows: &mut Vec<Row>) {
         // What it tells of series was refused by others.
-        rows.push(Row::new::<Request<P>>(NAME, &[Reason::Internal]));
+        rows.push(Row::new::<Request<P>>(NAME, &[Reason::Internal, Reason::Overloaded]));
         S::describe(rows);
     }
 }
@@ -202,6 +216,7 @@ pin_project! {
             #[pin]
             inner: F,
             refused: Refused,
+            _reserved: Option<Reservation>,
         },
         Done {
             outcome: Option<Result<Response<B>, Rejection>>,
@@ -218,7 +233,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Calling { inner, refused } => {
+            StateProj::Calling { inner, refused, .. } => {
                 let response = ready!(inner.poll(cx)).map_err(Into::into)?;
                 // Only what was written can be told of as written: a failure goes first, so that a sender retries it all.
                 let told = refused.rejection().filter(|_| response.status().is_success());

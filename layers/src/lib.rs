@@ -25,7 +25,7 @@
 //! | [`CircuitLayer`](circuit) | `circuit` | leaves a neighbour alone that does not answer |
 //! | [`BearerLayer`](client_credentials) | `client-credentials` | sends our own token along |
 //!
-//! What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
+//! What requests buffer, all together, has a [`budget`]. What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
 //!
 //! A payload is decoded once and encoded at most once; see [`payload`]. Every layer refuses with one error, [`rejection`].
 //! Types state the order where it matters: to enforce labels on a body that was not decoded does not compile.
@@ -35,6 +35,8 @@
 
 #[cfg(feature = "authorize")]
 pub mod authorize;
+#[cfg(feature = "budget")]
+pub mod budget;
 #[cfg(feature = "circuit")]
 pub mod circuit;
 #[cfg(feature = "client-credentials")]

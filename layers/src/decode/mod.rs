@@ -52,6 +52,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    budget::{BufferBudget, Reservation},
     describe::{Describe, Row},
     payload::LARGEST_PAYLOAD,
     rejection::{Reason, Rejection, excerpt},
@@ -204,18 +205,25 @@ pub struct DecodeLayer<D> {
     decoder: Arc<D>,
     timeout: Duration,
     turns: Option<Turns>,
+    budget: Option<BufferBudget>,
 }
 
 impl<D> DecodeLayer<D> {
     /// Decodes with `decoder`. A body has 30 seconds to arrive.
     pub fn new(decoder: D) -> Self {
-        DecodeLayer { decoder: Arc::new(decoder), timeout: Duration::from_secs(30), turns: None }
+        DecodeLayer { decoder: Arc::new(decoder), timeout: Duration::from_secs(30), turns: None, budget: None }
     }
 
     /// Decodes a body, and calls what is inside, when it is the request's turn.
     #[must_use]
     pub fn turns(self, turns: Turns) -> Self {
         DecodeLayer { turns: Some(turns), ..self }
+    }
+
+    /// Keeps of bodies what `budget` has room for, until their requests are answered; refuses the others.
+    #[must_use]
+    pub fn budget(self, budget: BufferBudget) -> Self {
+        DecodeLayer { budget: Some(budget), ..self }
     }
 
     /// Gives a body `timeout` to arrive.
@@ -227,7 +235,8 @@ impl<D> DecodeLayer<D> {
 
 impl<D> Clone for DecodeLayer<D> {
     fn clone(&self) -> Self {
-        DecodeLayer { decoder: Arc::clone(&self.decoder), timeout: self.timeout, turns: self.turns.clone() }
+        let DecodeLayer { decoder, timeout, turns, budget } = self;
+        DecodeLayer { decoder: Arc::clone(decoder), timeout: *timeout, turns: turns.clone(), budget: budget.clone() }
     }
 }
 
@@ -270,10 +279,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let DecodeLayer { decoder, timeout, turns } = &self.layer;
+        let DecodeLayer { decoder, timeout, turns, budget } = &self.layer;
         let (head, body) = request.into_parts();
-        let state = match begin(&**decoder, &head, &body.size_hint()) {
-            Err(error) => State::refused(error),
+        let state = match begin(&**decoder, &head, &body.size_hint(), budget.as_ref()) {
+            Err(rejection) => State::refused(rejection),
             Ok((format, received)) => State::Receiving {
                 body,
                 deadline: sleep(*timeout),
@@ -283,7 +292,7 @@ where
                 work: Some(Work { head, format, decoder: Arc::clone(decoder), inner: self.inner.clone() }),
             },
         };
-        DecodeFuture { state }
+        DecodeFuture { state, _reserved: None }
     }
 }
 
@@ -300,14 +309,22 @@ where
 }
 
 /// What can be said before the body is read.
-fn begin<D: Decoder>(decoder: &D, head: &Parts, declared: &SizeHint) -> Result<(D::Format, Received), DecodeError> {
+fn begin<D: Decoder>(
+    decoder: &D,
+    head: &Parts,
+    declared: &SizeHint,
+    budget: Option<&BufferBudget>,
+) -> Result<(D::Format, Received), Rejection> {
     let format = decoder.negotiate(head)?;
     let limit = decoder.body_limit(&format).min(LARGEST_PAYLOAD);
     if declared.lower() > limit as u64 {
-        return Err(DecodeError::TooLarge { what: "body", size: declared.exact(), limit });
+        return Err(DecodeError::TooLarge { what: "body", size: declared.exact(), limit }.into());
     }
     let declared = declared.exact().map_or(0, |size| size as usize);
-    Ok((format, Received { limit, declared, chunk: Bytes::new(), joined: BytesMut::new() }))
+    // As much as will be believed of it: whoever has no place for that is told before it sends.
+    let reserved = budget.map(|budget| budget.reserve(declared.min(BELIEVED))).transpose();
+    let reserved = reserved.map_err(|rejection| rejection.by(NAME))?;
+    Ok((format, Received { limit, declared, chunk: Bytes::new(), joined: BytesMut::new(), reserved }))
 }
 
 /// A body as it arrives, counted. One that comes in a single chunk is not copied.
@@ -317,30 +334,42 @@ struct Received {
     declared: usize,
     chunk: Bytes,
     joined: BytesMut,
+    /// Room for both in a budget.
+    reserved: Option<Reservation>,
 }
 
 /// A body is believed to become this long if it says so; and, once it is longer than a quarter of it, four times what is there.
 const BELIEVED: usize = 64 << 10;
 
 impl Received {
-    fn push(&mut self, mut data: impl Buf) -> Result<(), DecodeError> {
+    fn push(&mut self, mut data: impl Buf) -> Result<(), Rejection> {
         let len = data.remaining();
         let so_far = self.chunk.len() + self.joined.len();
         if len > self.limit - so_far {
-            return Err(DecodeError::TooLarge { what: "body", size: None, limit: self.limit });
+            return Err(DecodeError::TooLarge { what: "body", size: None, limit: self.limit }.into());
         }
         if so_far == 0 {
+            self.reserve(len)?;
             self.chunk = data.copy_to_bytes(len);
         } else {
             let needed = self.chunk.len() + len;
             if self.joined.capacity() - self.joined.len() < needed {
                 let believed = self.declared.min(BELIEVED.max(4 * so_far));
-                self.joined.reserve(needed.max(believed.saturating_sub(self.joined.len())));
+                let more = needed.max(believed.saturating_sub(self.joined.len()));
+                self.reserve(self.joined.len() + more)?;
+                self.joined.reserve(more);
             }
             self.joined.put(std::mem::take(&mut self.chunk));
             self.joined.put(data);
         }
         Ok(())
+    }
+
+    /// Room for `bytes` in all.
+    fn reserve(&mut self, bytes: usize) -> Result<(), Rejection> {
+        let Some(reserved) = &mut self.reserved else { return Ok(()) };
+        let more = bytes.saturating_sub(reserved.bytes());
+        if more == 0 { Ok(()) } else { reserved.grow(more).map_err(|rejection| rejection.by(NAME)) }
     }
 
     fn finish(&mut self) -> Bytes {
@@ -368,9 +397,12 @@ impl<S: Service<Request<D::Payload>>, D: Decoder> Work<S, D> {
 
 pin_project! {
     /// The future of [`Decode`].
+    #[project = DecodeFutureProj]
     pub struct DecodeFuture<S: Service<Request<D::Payload>>, D: Decoder, B> {
         #[pin]
         state: State<S, D, B>,
+        // Until the answer: what goes on is as large as what came, or the same.
+        _reserved: Option<Reservation>,
     }
 }
 
@@ -418,7 +450,7 @@ where
     type Output = Result<S::Response, Rejection>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
+        let DecodeFutureProj { mut state, _reserved } = self.project();
         // Held until this poll ends: then what is inside waits for others.
         let mut _turn = None;
         loop {
@@ -447,12 +479,15 @@ where
                         Ok(Err(error)) => State::refused(error),
                     },
                     Poll::Ready(Some(Err(_))) => State::refused(DecodeError::Body),
-                    Poll::Ready(None) => match (work.take(), turns.as_ref().map(Turns::join)) {
-                        (None, _) => return Poll::Pending,
-                        (Some(work), None) => work.begin(received.finish()),
-                        (work, Some(Ok(turn))) => State::Waiting { turn, received: received.finish(), work },
-                        (_, Some(Err(rejection))) => State::refused(rejection.by(NAME)),
-                    },
+                    Poll::Ready(None) => {
+                        *_reserved = received.reserved.take();
+                        match (work.take(), turns.as_ref().map(Turns::join)) {
+                            (None, _) => return Poll::Pending,
+                            (Some(work), None) => work.begin(received.finish()),
+                            (work, Some(Ok(turn))) => State::Waiting { turn, received: received.finish(), work },
+                            (_, Some(Err(rejection))) => State::refused(rejection.by(NAME)),
+                        }
+                    }
                 },
             };
             state.set(next);
@@ -483,5 +518,96 @@ fn content_encoding(headers: &HeaderMap) -> &str {
         (None, _) => "",
         (Some(value), None) => value.to_str().map_or("?", str::trim),
         (Some(_), Some(_)) => "several encodings",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload::WriteRequest;
+    use http_body::Frame;
+    use http_body_util::Full;
+    use std::{convert::Infallible, task::Waker};
+    use tokio::sync::{mpsc, oneshot};
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    /// A body whose chunks come when the test says so, and that says it has so many bytes.
+    struct Slow(mpsc::UnboundedReceiver<Bytes>, u64);
+
+    impl Body for Slow {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.1)
+        }
+    }
+
+    fn refusal(answer: Poll<Result<(), Rejection>>) -> Reason {
+        match answer {
+            Poll::Ready(Err(rejection)) => rejection.reason(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_kept_within_the_budget_until_the_answer() {
+        let budget = BufferBudget::new(BELIEVED + 1000);
+        let (answer, answered) = oneshot::channel::<()>();
+        let answered = Arc::new(std::sync::Mutex::new(Some(answered)));
+        let service = ServiceBuilder::new()
+            .layer(DecodeLayer::new(WriteRequestDecoder::default()).budget(budget.clone()))
+            .service(service_fn(move |_: Request<WriteRequest>| {
+                let answered = answered.lock().unwrap().take();
+                async move {
+                    if let Some(answered) = answered {
+                        let _ = answered.await;
+                    }
+                    Ok::<_, Infallible>(())
+                }
+            }));
+        let mut context = Context::from_waker(Waker::noop());
+        let push = |declared| {
+            let (send, chunks) = mpsc::unbounded_channel();
+            (send, Box::pin(service.clone().oneshot(Request::new(Slow(chunks, declared)))))
+        };
+
+        // Believed no further than that; and then what has come of it.
+        let (send, mut large) = push(1 << 20);
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        assert_eq!(budget.reserved(), BELIEVED);
+        send.send(Bytes::from(vec![0; BELIEVED])).unwrap();
+        send.send(Bytes::from(vec![0; 1000])).unwrap();
+        // The pieces are joined in room for four times of what has come.
+        assert_eq!(refusal(large.as_mut().poll(&mut context)), Reason::Overloaded);
+        drop(large);
+        assert_eq!(budget.reserved(), 0);
+
+        // Whole, and not answered yet.
+        let (send, mut small) = push(1);
+        send.send(Bytes::from_static(b"\0")).unwrap();
+        drop(send);
+        assert!(small.as_mut().poll(&mut context).is_pending());
+        assert_eq!(budget.reserved(), 1);
+        // Nobody asks for a body that has no place: this one never comes.
+        let other = budget.reserve(1000).unwrap();
+        let (_send, mut unread) = push(BELIEVED as u64);
+        assert_eq!(refusal(unread.as_mut().poll(&mut context)), Reason::Overloaded);
+        drop(other);
+        answer.send(()).unwrap();
+        small.await.unwrap();
+        assert_eq!(budget.reserved(), 0);
+
+        // Without a budget there is none.
+        let free = DecodeLayer::new(WriteRequestDecoder::default())
+            .layer(service_fn(async |_: Request<WriteRequest>| Ok::<_, Infallible>(())));
+        free.oneshot(Request::new(Full::new(Bytes::from_static(b"\0")))).await.unwrap();
     }
 }
