@@ -5,7 +5,7 @@ use std::{borrow::Cow, io, net::SocketAddr, time::Duration};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    admin::{self, Readiness, metrics::Metrics},
+    admin::{self, Guard, Readiness, metrics::Metrics},
     client::{CONNECT, Clients, client},
     config::{Authorizer, Config},
     credentials::token_source,
@@ -46,6 +46,7 @@ pub struct Gateway {
     public: Listener,
     internal: Listener,
     readiness: Readiness,
+    guard: Guard,
     metrics: &'static Metrics,
     reloader: Reloader,
     /// Those who follow files.
@@ -78,13 +79,17 @@ impl Gateway {
         let readiness = Readiness::default();
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
-            public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics),
+            public: listener(bind("--listen", &config.listen).await?, config.tls.public.as_ref(), metrics)
+                .limits(config.connections.clone())
+                .counted(metrics.connections.listener("public")),
             internal: listener(
                 bind("--listen-internal", &config.listen_internal).await?,
                 config.tls.internal.as_ref(),
                 metrics,
-            ),
+            )
+            .counted(metrics.connections.listener("internal")),
             readiness,
+            guard: Guard::new(config.internal_token_file.clone()),
             metrics,
             reloader: Reloader::new(config),
             followers,
@@ -114,16 +119,16 @@ impl Gateway {
 
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
-        let Gateway { router, public, internal, readiness, metrics, reloader, followers: _followers } = self;
+        let Gateway { router, public, internal, readiness, guard, metrics, reloader, followers: _followers } = self;
         let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
-        let internal = server::serve(internal, internal_stopped, INTERNAL_GRACE, move |request| {
-            let (ready, reloader) = (ready.clone(), reloader.clone());
-            async move { admin::internal(&request, &ready, metrics, &reloader).await }
+        let internal = server::serve(internal, internal_stopped, INTERNAL_GRACE, move |request, peer| {
+            let (ready, reloader, guard) = (ready.clone(), reloader.clone(), guard.clone());
+            async move { admin::internal(&request, &ready, metrics, &reloader, (&guard, peer.ip())).await }
         });
         let internal = tokio::spawn(internal);
-        let public = server::serve(public, public_stopped, GRACE, move |request| router.clone().answer(request));
+        let public = server::serve(public, public_stopped, GRACE, move |request, _| router.clone().answer(request));
         let public = tokio::spawn(public);
         server::told(&mut stop).await;
         readiness.end();

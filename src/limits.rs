@@ -9,6 +9,7 @@ use std::{
 };
 
 use infogw_layers::{
+    budget::BufferBudget,
     circuit::Circuit,
     decode::Turns,
     rate_limit::{LocalLimiter, RateLimitLayer, shared::SharedLimiter},
@@ -43,6 +44,7 @@ pub struct Limits {
     /// Each by itself, but through the same circuits, or a request would wait for Redis once for each limit.
     rates: Arc<[Limiter; Limit::ALL.len()]>,
     turns: Turns,
+    budget: Option<BufferBudget>,
 }
 
 struct Limiter {
@@ -81,12 +83,19 @@ impl Limits {
         }));
         // As many as tokio has workers.
         let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let limits = Limits { rates, turns: Turns::new(processors, LONGEST_QUEUE) };
+        let budget = config.connections.buffered.map(|bytes| BufferBudget::new(bytes.get()));
+        budget.iter().for_each(|budget| metrics.connections.budget(budget));
+        let limits = Limits { rates, budget, turns: Turns::new(processors, LONGEST_QUEUE) };
         // Replicas whose keys are rotated in their files go on counting together.
         for shared in limits.rates.iter().filter_map(|limiter| limiter.shared.clone()) {
             config.keys.on_new_secret(SECRET.to_owned(), move |secret| shared.set_secret(secret));
         }
         limits
+    }
+
+    /// What bodies may take of memory, all together.
+    pub fn budget(&self) -> Option<&BufferBudget> {
+        self.budget.as_ref()
     }
 
     /// The turns at the processors.

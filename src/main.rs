@@ -9,6 +9,7 @@ use infogw_proxy::{
     gateway::{self, Gateway},
     log,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -47,10 +48,28 @@ fn run_gateway(flags: Flags) -> Result<Exit, Failure> {
     let runtime = Builder::new_multi_thread().enable_all().event_interval(16).build()?;
     let config = Config::new(flags)?;
     log::init(config.log_level);
+    raise_descriptors(&config);
     let served = runtime.block_on(serve(&config));
     // A read that hangs, of a pipe or of a file system that has gone, holds up nobody.
     runtime.shutdown_timeout(LAST_READS);
     served.map(|()| Exit::Done)
+}
+
+/// As many descriptors as the system lets this process have, as Go's runtime takes them: each connection is one, and most services
+/// are started with 1024.
+fn raise_descriptors(config: &Config) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit.clone() };
+    let now = if setrlimit(Resource::Nofile, raised.clone()).is_ok() { raised } else { limit };
+    // Each request may have a connection of its own to the upstream, too.
+    let needed = (config.connections.most.get() + 2 * config.in_flight.get() + 64) as u64;
+    if let Some(descriptors) = now.current.filter(|descriptors| *descriptors < needed) {
+        tracing::warn!(
+            descriptors,
+            needed,
+            "--limit-connections is more than this process may open: raise its limit of open files"
+        );
+    }
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {

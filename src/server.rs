@@ -1,5 +1,7 @@
 //! Listeners, connections, and an orderly end.
 
+mod places;
+
 use std::{
     io,
     net::SocketAddr,
@@ -27,30 +29,34 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::tls::{Current, ShortReads};
+use self::places::Places;
+use crate::{
+    admin::metrics::connections::ListenerMetrics,
+    config::Connections,
+    tls::{Current, ShortReads},
+};
 
 /// How long a TLS handshake may take, as Go's HTTP clients have it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a new connection may be without a request, the handshake included.
-const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// How long a connection may then be idle. A stock sender that has nothing else to say sends metadata every minute, and
-/// telemeter's client comes back after four and a half.
-const IDLE: Duration = Duration::from_secs(6 * 60);
 /// How long a connection without a request may stay once the end has come.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Connections of one listener. More wait in the kernel's queue until one ends.
-const CONNECTIONS: usize = 16 * 1024;
+/// What a stream of HTTP/2 may send before anybody reads it, in bytes; and all streams of a connection. A body of common size is
+/// there at once, and whoever opens connections to fill them gets no further than this with each.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
 /// Where connections come from.
 #[derive(Debug)]
 pub struct Listener {
     tcp: TcpListener,
     tls: Option<Tls>,
+    limits: Connections,
+    metrics: Option<ListenerMetrics>,
 }
 
 /// What a connection's TLS takes.
@@ -63,12 +69,24 @@ struct Tls {
 impl Listener {
     /// HTTP as it is.
     pub fn plaintext(tcp: TcpListener) -> Self {
-        Listener { tcp, tls: None }
+        Listener { tcp, tls: None, limits: Connections::default(), metrics: None }
     }
 
     /// HTTP over TLS by the configuration in force; `failures` counts connections that end in the handshake.
     pub fn tls(tcp: TcpListener, config: Current<ServerConfig>, failures: IntCounter) -> Self {
-        Listener { tcp, tls: Some(Tls { config, failures }) }
+        Listener { tls: Some(Tls { config, failures }), ..Listener::plaintext(tcp) }
+    }
+
+    /// Holds its connections to these limits instead of the default ones.
+    #[must_use]
+    pub fn limits(self, limits: Connections) -> Self {
+        Listener { limits, ..self }
+    }
+
+    /// Counts its connections.
+    #[must_use]
+    pub fn counted(self, metrics: ListenerMetrics) -> Self {
+        Listener { metrics: Some(metrics), ..self }
     }
 
     /// Where it is.
@@ -87,31 +105,41 @@ impl From<TcpListener> for Listener {
 }
 
 /// Serves HTTP/1.1 and h2 (by ALPN, or with prior knowledge) until `stop` turns true; then takes no more connections, lets requests in
-/// flight end, and returns once they have, or after `grace`.
+/// flight end, and returns once they have, or after `grace`. `answer` is told who asks.
 ///
 /// Where a client showed a certificate, each of its requests has an `Arc<`[`ClientCertificate`]`>` among the extensions, or the
 /// [`CertificateError`] that says why it names nobody.
 pub async fn serve<F, R>(listener: impl Into<Listener>, mut stop: watch::Receiver<bool>, grace: Duration, answer: F)
 where
-    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let Listener { tcp: listener, tls } = listener.into();
+    let Listener { tcp: listener, tls, limits, metrics } = listener.into();
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(limits.most, limits.most_per_peer);
+    let limits = Arc::new(limits);
     loop {
         let accepted = async {
-            // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
+            // More connections than there are places wait in the kernel's queue until one ends.
+            let place = places.free().await;
             (listener.accept().await, place)
         };
         tokio::select! {
             (accepted, place) = accepted => match accepted {
-                Ok((stream, _)) => {
-                    let connection = connect(stream, tls.clone(), connections.watcher(), stop.clone(), answer.clone());
+                Ok((stream, peer)) => {
+                    let Some(place) = places.take(place, peer.ip()) else {
+                        tracing::debug!(%peer, "connection closed: its peer has as many as it may");
+                        metrics.iter().for_each(ListenerMetrics::refused);
+                        continue;
+                    };
+                    let open = metrics.as_ref().map(ListenerMetrics::opened);
+                    let answer = answer.clone();
+                    let answer = move |request| answer(request, peer);
+                    let (tls, limits, watcher) = (tls.clone(), Arc::clone(&limits), connections.watcher());
+                    let connection = connect(stream, tls, limits, watcher, stop.clone(), answer);
                     tokio::spawn(async move {
                         connection.await;
-                        drop(place);
+                        drop((open, place));
                     });
                 }
                 // Out of file descriptors, most likely: connections that end give some back.
@@ -135,8 +163,14 @@ pub async fn told(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Serves one connection until it ends, or has had no request for too long.
-async fn connect<F, R>(stream: TcpStream, tls: Option<Tls>, watcher: Watcher, stop: watch::Receiver<bool>, answer: F)
-where
+async fn connect<F, R>(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    limits: Arc<Connections>,
+    watcher: Watcher,
+    stop: watch::Receiver<bool>,
+    answer: F,
+) where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
@@ -145,7 +179,7 @@ where
     let requests = Arc::clone(&activity);
     let served = async {
         match tls {
-            None => exchange(stream, watcher, requests, answer).await,
+            None => exchange(stream, &limits, watcher, requests, answer).await,
             Some(tls) => {
                 // Boxed, as a connection lives much longer than its handshake.
                 if let Some(stream) = Box::pin(tls.handshake(stream)).await {
@@ -158,14 +192,14 @@ where
                         }
                         answer(request)
                     };
-                    exchange(ShortReads(stream), watcher, requests, answer).await;
+                    exchange(ShortReads(stream), &limits, watcher, requests, answer).await;
                 }
             }
         }
     };
     tokio::select! {
         () = served => {}
-        () = activity.ceased(stop) => tracing::debug!("connection closed: no request for too long"),
+        () = activity.ceased(stop, &limits) => tracing::debug!("connection closed: no request for too long"),
     }
 }
 
@@ -191,7 +225,13 @@ fn certificate(stream: &TlsStream<TcpStream>) -> Option<Result<Arc<ClientCertifi
 }
 
 /// Speaks HTTP.
-fn exchange<S, F, R>(stream: S, watcher: Watcher, requests: Arc<Activity>, answer: F) -> impl Future<Output = ()> + Send
+fn exchange<S, F, R>(
+    stream: S,
+    limits: &Connections,
+    watcher: Watcher,
+    requests: Arc<Activity>,
+    answer: F,
+) -> impl Future<Output = ()> + Send + use<S, F, R>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
@@ -209,8 +249,19 @@ where
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Heads are timed by `Activity`: hyper's own timer begins only once it knows the version, and counts idle time.
-    http.http1().timer(TokioTimer::new()).header_read_timeout(None);
-    http.http2().timer(TokioTimer::new()).max_concurrent_streams(256).keep_alive_interval(Duration::from_secs(60));
+    http.http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(limits.header_bytes as usize)
+        .max_headers(limits.headers);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_pending_accept_reset_streams(limits.stream_resets)
+        .max_header_list_size(limits.header_bytes)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(Duration::from_secs(60));
     let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
     // In a box: a future has room for it in each of its states.
     let watched = Box::pin(watcher.watch(connection));
@@ -235,16 +286,16 @@ impl Activity {
         InFlight(Arc::clone(self))
     }
 
-    /// Waits until the connection has had no request for too long: [`FIRST_REQUEST`], then [`IDLE`] to twice as long, and
+    /// Waits until the connection has had no request for too long: as new as it is, then idle for its time to twice as long, and
     /// [`LAST_WORDS`] after `stop`.
-    async fn ceased(&self, mut stop: watch::Receiver<bool>) {
-        let mut patience = FIRST_REQUEST;
+    async fn ceased(&self, mut stop: watch::Receiver<bool>, limits: &Connections) {
+        let (mut patience, mut stopped) = (limits.header_timeout, false);
         let mut seen = 0;
         loop {
             tokio::select! {
                 () = sleep(patience) => {}
-                () = told(&mut stop), if patience != LAST_WORDS => {
-                    patience = LAST_WORDS;
+                () = told(&mut stop), if !stopped => {
+                    (patience, stopped) = (LAST_WORDS, true);
                     continue;
                 }
             }
@@ -253,8 +304,8 @@ impl Activity {
                 return;
             }
             seen = begun;
-            if patience == FIRST_REQUEST {
-                patience = IDLE;
+            if !stopped {
+                patience = limits.idle_timeout;
             }
         }
     }

@@ -67,7 +67,12 @@ pub fn upload<B: RequestBody>(
         // Knows the quota, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
         .layer(limits.layer(Limit::Upload, RequestQuota))
         // Turns the body into a payload: before whatever looks at series. Around all work on it, which waits its turn.
-        .layer(DecodeLayer::new(MetricFamiliesDecoder::per_request()).turns(limits.turns().clone()))
+        .layer(
+            DecodeLayer::new(MetricFamiliesDecoder::per_request())
+                .timeout(config.connections.body_timeout)
+                .budget(limits.budget().cloned())
+                .turns(limits.turns().clone()),
+        )
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())
@@ -77,7 +82,7 @@ pub fn upload<B: RequestBody>(
         // Needs families; Encode needs a write request.
         .layer(TranslateLayer::new().stamp().observed_by(handler))
         // Last: nothing behind it changes the payload.
-        .layer(EncodeLayer::new().when_empty(StatusCode::OK))
+        .layer(EncodeLayer::new().budget(limits.budget().cloned()).when_empty(StatusCode::OK))
         .service(forward);
     described::<B, _>(handler, stack)
 }
@@ -113,7 +118,12 @@ pub fn receive<B: RequestBody>(
         // Knows the quota, and comes before the body costs memory and time.
         .layer(limits.layer(Limit::ReceiveRequests, RequestQuota))
         // Turns the body into a payload: before whatever looks at series. Around all work on it, which waits its turn.
-        .layer(DecodeLayer::new(WriteRequestDecoder::per_request()).turns(limits.turns().clone()))
+        .layer(
+            DecodeLayer::new(WriteRequestDecoder::per_request())
+                .timeout(config.connections.body_timeout)
+                .budget(limits.budget().cloned())
+                .turns(limits.turns().clone()),
+        )
         // Needs to know the samples, and comes before the policy drops some: charged is what was received. Outside the limit below:
         // what that sheds is refunded.
         .layer(limits.layer(Limit::ReceiveSamples, SampleQuota))
@@ -124,7 +134,7 @@ pub fn receive<B: RequestBody>(
         // Needs a payload and an identity.
         .layer(EnforceLabelsLayer::per_request().observed_by(handler))
         // Last: nothing behind it changes the payload. It tells the sender what was refused once the rest is written.
-        .layer(EncodeLayer::new())
+        .layer(EncodeLayer::new().budget(limits.budget().cloned()))
         .service(forward);
     described::<B, _>(handler, stack)
 }
@@ -149,7 +159,7 @@ pub fn authorize<B: RequestBody>(
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before Authorize: the cluster to authorize may stand in the form.
-        .layer(DecodeLayer::new(RegistrationDecoder))
+        .layer(DecodeLayer::new(RegistrationDecoder).timeout(config.connections.body_timeout))
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())

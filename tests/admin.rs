@@ -212,3 +212,34 @@ async fn traffic(world: &World) {
 async fn send(method: &str, url: &str) -> Reply {
     http::send(Request::builder().method(method).uri(url), Bytes::new()).await
 }
+
+#[tokio::test]
+async fn whoever_has_the_token_reloads() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, b"s3cret\n").unwrap();
+    let world = World::with(&["--internal-token-file", file.path().to_str().unwrap()]).await;
+    let reload = world.gateway.internal("/-/reload");
+    let refused = http::send(Request::post(&reload), "").await.expect_status(401);
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    assert!(refused.text().contains("show the token of --internal-token-file"), "{refused:?}");
+    http::send(Request::post(&reload).header("authorization", "Bearer other"), "").await.expect_status(401);
+    http::send(Request::post(&reload).header("authorization", "Bearer s3cret"), "").await.expect_status(200);
+    http::get(&world.gateway.internal("/metrics")).await.expect_status(200);
+}
+
+/// Bound to all interfaces, as shipped manifests do it.
+#[tokio::test]
+async fn without_a_token_this_host_alone_reloads() {
+    let world = World::with(&["--listen-internal=0.0.0.0:0"]).await;
+    let port = world.gateway.internal_address().rsplit_once(':').unwrap().1.to_owned();
+    // No packet is sent: the system only says which address it would send from.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    if socket.connect("192.0.2.1:9").is_ok() {
+        let outside = socket.local_addr().unwrap().ip();
+        let refused =
+            http::send(Request::post(format!("http://{outside}:{port}/-/reload")), "").await.expect_status(403);
+        assert!(refused.text().starts_with("this is for this host alone"), "{refused:?}");
+        http::get(&format!("http://{outside}:{port}/metrics")).await.expect_status(200);
+    }
+    http::send(Request::post(format!("http://127.0.0.1:{port}/-/reload")), "").await.expect_status(200);
+}

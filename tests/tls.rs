@@ -438,7 +438,7 @@ async fn requests_know_whom_their_connection_is_from() {
     let failures = IntCounter::new("failures", "failures").unwrap();
     let listener = Listener::tls(tcp, live.unwrap().current(), failures);
     let (_stop, stopped) = watch::channel(false);
-    let serving = server::serve(listener, stopped, Duration::ZERO, async |request| {
+    let serving = server::serve(listener, stopped, Duration::ZERO, async |request, _| {
         let who = request.extensions();
         let who = match (who.get::<Arc<ClientCertificate>>(), who.get::<CertificateError>()) {
             (Some(who), None) => format!("{} of {:?}", who.common_name(), who.organization()),

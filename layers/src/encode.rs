@@ -116,8 +116,8 @@ impl EncodeLayer {
 
     /// Keeps what `budget` has room for, besides what was received, until it is written; refuses the rest.
     #[must_use]
-    pub fn budget(self, budget: BufferBudget) -> Self {
-        EncodeLayer { budget: Some(budget), ..self }
+    pub fn budget(self, budget: impl Into<Option<BufferBudget>>) -> Self {
+        EncodeLayer { budget: budget.into(), ..self }
     }
 }
 

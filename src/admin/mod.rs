@@ -1,8 +1,10 @@
 //! The internal listener: health and metrics. Its health and path list are on the public one, too.
 
+mod guard;
 pub mod metrics;
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +20,7 @@ use infogw_layers::{
     respond::answer,
 };
 
+pub use guard::Guard;
 use metrics::Metrics;
 
 use crate::reload::Reloader;
@@ -57,6 +60,7 @@ pub async fn internal<B>(
     readiness: &Readiness,
     metrics: &Metrics,
     reloader: &Reloader,
+    (guard, peer): (&Guard, IpAddr),
 ) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/metrics" => reading(request, || match metrics.expose(request.headers()) {
@@ -65,6 +69,13 @@ pub async fn internal<B>(
         }),
         // As Prometheus has it.
         "/-/reload" if matches!(*request.method(), Method::POST | Method::PUT) => {
+            if let Err(guard::Refused { status, line }) = guard.check(peer, request.headers()).await {
+                let mut refused = failed(status, line);
+                if status == StatusCode::UNAUTHORIZED {
+                    refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                }
+                return refused;
+            }
             match tokio::time::timeout(RELOAD, reloader.reload()).await {
                 Ok(Ok(())) => with_type(PLAIN, "reloaded\n"),
                 Ok(Err(faults)) => {

@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, Args};
 
-use super::{AuthorizationFlags, ClientInfoFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags};
+use super::{AuthorizationFlags, ClientInfoFlags, ConnectionFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags};
 
 /// Flags of the gateway. An empty value is the same as none; a flag that takes one value takes the last one given.
 #[derive(Debug, Clone, Default, Args)]
@@ -14,6 +14,10 @@ pub struct Flags {
     /// Address for health and metrics [default: localhost:9004].
     #[arg(long, value_name = "ADDRESS")]
     pub listen_internal: Option<String>,
+
+    /// File that holds the token without which the internal address reloads for nobody [default: it reloads for this host alone].
+    #[arg(long, value_name = "FILE")]
+    pub internal_token_file: Option<String>,
 
     /// TLS of listeners and clients.
     #[command(flatten)]
@@ -61,6 +65,10 @@ pub struct Flags {
     /// Most requests at work at once, each route by itself; past it they are refused with 503 [default: 1024].
     #[arg(long, value_name = "REQUESTS", help_heading = "Limits")]
     pub limit_in_flight: Option<String>,
+
+    /// What connections may hold, and for how long.
+    #[command(flatten)]
+    pub connections: ConnectionFlags,
 
     /// What replicas share.
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 mod authorization;
 mod client_info;
+mod connections;
 pub mod duration;
 mod flags;
 mod oidc;
@@ -24,6 +25,7 @@ use infogw_layers::authorize::cache::CacheConfig;
 
 pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
+pub use connections::{ConnectionFlags, Connections};
 pub use flags::Flags;
 pub use oidc::{Oidc, OidcFlags};
 pub use policy::{GatewayPolicy, PolicyFlags, PolicySources, Upstream};
@@ -53,6 +55,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Address for health and metrics.
     pub listen_internal: Vec<SocketAddr>,
+    /// Holds the token of those who may change something there.
+    pub internal_token_file: Option<PathBuf>,
     /// TLS of listeners and clients.
     pub tls: TlsConfig,
     /// Who says which token is which cluster's.
@@ -75,6 +79,8 @@ pub struct Config {
     pub oidc: Option<Oidc>,
     /// Flags say who would get it, but not from whom.
     pub oidc_idle: bool,
+    /// What connections may hold, and for how long.
+    pub connections: Connections,
     /// Most requests at work at once on each route.
     pub in_flight: NonZeroUsize,
     /// Where the policy comes from.
@@ -176,6 +182,7 @@ impl Config {
         let config = Config {
             listen,
             listen_internal,
+            internal_token_file: token_file("--internal-token-file", flags.internal_token_file)?,
             tls,
             authorizer,
             authorizations,
@@ -187,6 +194,7 @@ impl Config {
             upstream,
             oidc,
             oidc_idle,
+            connections: flags.connections.read()?,
             in_flight,
             policy,
             policy_sources,
@@ -270,6 +278,16 @@ fn addresses(flag: &str, value: Option<String>, default: &str) -> Result<Vec<Soc
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => wrong!("{flag}: `{value}` stands for no address"),
         Err(error) => wrong!("{flag}: `{value}` is not an address like 0.0.0.0:9003: {error}"),
+    }
+}
+
+/// A file that holds something.
+fn token_file(flag: &str, path: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(path) = given(path) else { return Ok(None) };
+    match std::fs::read(&path) {
+        Ok(token) if token.trim_ascii().is_empty() => wrong!("{flag}: {path} is empty; write the token into it"),
+        Ok(_) => Ok(Some(path.into())),
+        Err(error) => wrong!("{flag}: {path}: {error}"),
     }
 }
 

@@ -5,7 +5,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
-    AuthorizationFlags, ClientInfoFlags, Flags, OidcFlags, PolicyFlags, RateFlags, StoreFlags, TlsFlags,
+    AuthorizationFlags, ClientInfoFlags, ConnectionFlags, Flags, OidcFlags, PolicyFlags, RateFlags, StoreFlags,
+    TlsFlags,
     policy::values::{Rate, RequestRate, SampleRate},
 };
 
@@ -37,6 +38,7 @@ impl ShownFlags {
         show!(shown, flags, Flags {
             listen: text("0.0.0.0:9003"),
             listen_internal: text("localhost:9004"),
+            internal_token_file: unset,
             authorize: url,
             insecure_accept_any_token: switch,
             shared_key: list,
@@ -47,7 +49,7 @@ impl ShownFlags {
             limit_in_flight: number(1024),
             log_level: text("info"),
             verbose: switch,
-        } tls client_info authorization oidc policy stores);
+        } tls client_info authorization oidc policy connections stores);
         show!(
             shown,
             tls,
@@ -115,6 +117,22 @@ impl ShownFlags {
             limit_receive_label_name_bytes: number(0),
             limit_receive_label_value_bytes: number(0),
         } rates);
+        show!(
+            shown,
+            connections,
+            ConnectionFlags {
+                limit_connections: number(16_384),
+                limit_connections_per_peer: number(8192),
+                limit_buffered_bytes: number(536_870_912),
+                limit_header_bytes: number(65_536),
+                limit_headers: number(100),
+                limit_streams: number(256),
+                limit_stream_resets: number(20),
+                header_timeout: text("30s"),
+                body_timeout: text("30s"),
+                idle_timeout: text("6m"),
+            }
+        );
         show!(
             shown,
             rates,

@@ -76,11 +76,12 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());
     dependencies.spawn(|stop| {
-        server::serve(authorizer, stop, GRACE, move |request| Arc::clone(&registrations).answer(request))
+        server::serve(authorizer, stop, GRACE, move |request, _| Arc::clone(&registrations).answer(request))
     });
     let kept = Arc::clone(&store);
-    dependencies
-        .spawn(|stop| server::serve(received, stop, GRACE, move |request| receive::answer(Arc::clone(&kept), request)));
+    dependencies.spawn(|stop| {
+        server::serve(received, stop, GRACE, move |request, _| receive::answer(Arc::clone(&kept), request))
+    });
     let mut gateways = Group::new();
     gateways.spawn(|stop| gateway.serve(stop));
     let token = api.upload_token(BY_HAND, authorizer::TOKEN).await.map_err(|answer| {

@@ -222,8 +222,8 @@ impl<D> DecodeLayer<D> {
 
     /// Keeps of bodies what `budget` has room for, until their requests are answered; refuses the others.
     #[must_use]
-    pub fn budget(self, budget: BufferBudget) -> Self {
-        DecodeLayer { budget: Some(budget), ..self }
+    pub fn budget(self, budget: impl Into<Option<BufferBudget>>) -> Self {
+        DecodeLayer { budget: budget.into(), ..self }
     }
 
     /// Gives a body `timeout` to arrive.
@@ -338,8 +338,8 @@ struct Received {
     reserved: Option<Reservation>,
 }
 
-/// A body is believed to become this long if it says so; and, once it is longer than a quarter of it, four times what is there.
-const BELIEVED: usize = 64 << 10;
+/// A body is believed to become this long if it says so; and, once it is longer than an eighth of it, eight times what is there.
+const BELIEVED: usize = 4 << 10;
 
 impl Received {
     fn push(&mut self, mut data: impl Buf) -> Result<(), Rejection> {
@@ -354,7 +354,7 @@ impl Received {
         } else {
             let needed = self.chunk.len() + len;
             if self.joined.capacity() - self.joined.len() < needed {
-                let believed = self.declared.min(BELIEVED.max(4 * so_far));
+                let believed = self.declared.min(BELIEVED.max(8 * so_far));
                 let more = needed.max(believed.saturating_sub(self.joined.len()));
                 self.reserve(self.joined.len() + more)?;
                 self.joined.reserve(more);
@@ -559,7 +559,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_arrives_is_kept_within_the_budget_until_the_answer() {
-        let budget = BufferBudget::new(BELIEVED + 1000);
+        let budget = BufferBudget::new(8 * BELIEVED);
         let (answer, answered) = oneshot::channel::<()>();
         let answered = Arc::new(std::sync::Mutex::new(Some(answered)));
         let service = ServiceBuilder::new()
@@ -584,8 +584,10 @@ mod tests {
         assert!(large.as_mut().poll(&mut context).is_pending());
         assert_eq!(budget.reserved(), BELIEVED);
         send.send(Bytes::from(vec![0; BELIEVED])).unwrap();
-        send.send(Bytes::from(vec![0; 1000])).unwrap();
-        // The pieces are joined in room for four times of what has come.
+        send.send(Bytes::from(vec![0; 1])).unwrap();
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        assert_eq!(budget.reserved(), 8 * BELIEVED);
+        send.send(Bytes::from(vec![0; 8 * BELIEVED])).unwrap();
         assert_eq!(refusal(large.as_mut().poll(&mut context)), Reason::Overloaded);
         drop(large);
         assert_eq!(budget.reserved(), 0);
@@ -597,7 +599,7 @@ mod tests {
         assert!(small.as_mut().poll(&mut context).is_pending());
         assert_eq!(budget.reserved(), 1);
         // Nobody asks for a body that has no place: this one never comes.
-        let other = budget.reserve(1000).unwrap();
+        let other = budget.reserve(7 * BELIEVED).unwrap();
         let (_send, mut unread) = push(BELIEVED as u64);
         assert_eq!(refusal(unread.as_mut().poll(&mut context)), Reason::Overloaded);
         drop(other);

@@ -1,6 +1,7 @@
 //! What the gateway counts, under the names that telemeter-server's dashboards and alerts query.
 
 mod authorization;
+pub mod connections;
 pub mod identity;
 pub mod keys;
 pub mod limiter;
@@ -28,8 +29,8 @@ use prometheus::{
 };
 
 use self::{
-    authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics,
-    policy::PolicyMetrics, tls::TlsMetrics,
+    authorization::AuthorizationMetrics, connections::ConnectionMetrics, identity::IdentityMetrics, keys::KeyMetrics,
+    limiter::LimiterMetrics, policy::PolicyMetrics, tls::TlsMetrics,
 };
 pub use self::{
     oidc::OidcMetrics,
@@ -63,6 +64,8 @@ pub struct Metrics {
     tenses: [IntCounter; 3],
     /// What the stores that replicas share were asked.
     pub stores: StoreMetrics,
+    /// Connections, and what their requests buffer.
+    pub connections: ConnectionMetrics,
     /// TLS of listeners and clients.
     pub tls: TlsMetrics,
     /// Who said who it was.
@@ -178,6 +181,7 @@ impl Metrics {
                 ["past", "present", "future"],
             ),
             stores: StoreMetrics::new(&registry)?,
+            connections: ConnectionMetrics::new(&registry)?,
             tls: TlsMetrics::new(&registry)?,
             identity: IdentityMetrics::new(&registry)?,
             keys: KeyMetrics::new(&registry)?,
