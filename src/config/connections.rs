@@ -71,13 +71,10 @@ pub struct Connections {
 
 impl Default for Connections {
     fn default() -> Self {
-        const fn most(connections: usize) -> NonZeroUsize {
-            NonZeroUsize::new(connections).unwrap()
-        }
         Connections {
-            most: const { most(16_384) },
-            most_per_peer: Some(const { most(8192) }),
-            buffered: Some(const { most(512 << 20) }),
+            most: const { NonZeroUsize::new(16_384).unwrap() },
+            most_per_peer: NonZeroUsize::new(8192),
+            buffered: NonZeroUsize::new(512 << 20),
             header_bytes: 64 << 10,
             headers: 100,
             streams: 256,
