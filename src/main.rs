@@ -59,8 +59,8 @@ fn run_gateway(flags: Flags) -> Result<Exit, Failure> {
 /// are started with 1024.
 fn raise_descriptors(config: &Config) {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit.clone() };
-    let now = if setrlimit(Resource::Nofile, raised.clone()).is_ok() { raised } else { limit };
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
     // Each request may have a connection of its own to the upstream, too.
     let needed = (config.connections.most.get() + 2 * config.in_flight.get() + 64) as u64;
     if let Some(descriptors) = now.current.filter(|descriptors| *descriptors < needed) {
