@@ -27,6 +27,7 @@ use tower::{Service, ServiceBuilder};
 
 use crate::{
     config::Config,
+    retry::Retries,
     shared::Shared,
     tls::{ClientFiles, Current, Live},
 };
@@ -41,6 +42,8 @@ pub struct Clients<F = HttpClient> {
     pub authorize: HttpClient,
     /// Calls the upstream.
     pub forward: F,
+    /// What retries to the upstream are paid from.
+    pub retries: Retries,
     /// The token that both are shown, if flags name an issuer.
     pub credentials: Option<TokenSource>,
 }
@@ -60,6 +63,7 @@ impl Clients {
         Ok(Clients {
             authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
             forward: client(&config.tls.forward, Some(config.upstream.uri()), CONNECT_UPSTREAM)?,
+            retries: Retries::default(),
             credentials: None,
         })
     }
@@ -77,8 +81,9 @@ pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> 
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(Duration::from_secs(15)));
-    tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
+    // A connection that died unheard while nobody used it is found out within 8 s.
+    tcp.set_keepalive(Some(Duration::from_secs(5)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(1)));
     tcp.set_keepalive_retries(Some(3));
     let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
     let mut builder = Client::builder(TokioExecutor::new());

@@ -35,7 +35,7 @@ pub use self::{
     oidc::OidcMetrics,
     stores::{StoreMetrics, StoreObserver},
 };
-use crate::forward::Forwarded;
+use crate::{forward::Forwarded, retry::Retry};
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub struct Metrics {
     authorization: AuthorizationMetrics,
     /// Success, error.
     forwarded: [IntCounter; 2],
+    /// Made, over budget.
+    retries: [IntCounter; 2],
     size_limited: IntCounter,
     missing_labels: IntCounter,
     foreign_series: IntCounter,
@@ -133,6 +135,14 @@ impl Metrics {
                     &["result"],
                 )?,
                 OUTCOMES,
+            ),
+            retries: each(
+                &counters(
+                    "infogw_forward_retries_total",
+                    "Forwards that the upstream did not take and that could be tried again: that were, or were too many.",
+                    &["result"],
+                )?,
+                ["made", "over_budget"],
             ),
             size_limited: counter(
                 "telemeter_receive_size_limited_total",
@@ -445,6 +455,16 @@ impl Observe<Forwarded> for Handler {
         }
         if done {
             metrics.v1_samples.inc_by(forwarded.samples);
+        }
+    }
+}
+
+impl Observe<Retry> for Handler {
+    fn observe(&self, retry: &Retry) {
+        let [made, over_budget] = &self.0.metrics.retries;
+        match retry {
+            Retry::Made => made.inc(),
+            Retry::OverBudget => over_budget.inc(),
         }
     }
 }
