@@ -24,6 +24,8 @@ pub struct Act {
     writes: Vec<u8>,
     /// One byte, and so long until the next.
     pace: Option<Duration>,
+    /// What is waited for before that.
+    held: Option<watch::Receiver<bool>>,
     then: Then,
 }
 
@@ -42,7 +44,7 @@ enum Then {
 impl Act {
     /// Answers with `bytes`, whatever they are.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { reads: true, writes: bytes.into(), pace: None, then: Then::Keep }
+        Self { reads: true, writes: bytes.into(), pace: None, held: None, then: Then::Keep }
     }
 
     /// Answers with a status and, perhaps, a header; without a body.
@@ -78,6 +80,11 @@ impl Act {
         Self { then: Then::Close, ..self }
     }
 
+    /// The same, once `released` turns true.
+    pub fn held(self, released: &watch::Receiver<bool>) -> Self {
+        Self { held: Some(released.clone()), ..self }
+    }
+
     /// The same, one byte a second.
     pub fn trickled(self) -> Self {
         Self { pace: Some(Duration::from_secs(1)), ..self }
@@ -96,8 +103,8 @@ pub struct Faulty {
 
 struct Shared {
     script: Mutex<Arc<Script>>,
-    /// Requests of which the head arrived.
-    requests: watch::Sender<usize>,
+    /// The heads of requests, in lower case.
+    requests: Mutex<Vec<String>>,
     /// Connections that were closed as they should be, by both sides.
     closed: watch::Sender<usize>,
 }
@@ -106,13 +113,17 @@ impl Faulty {
     /// Refuses connections on a loopback port that nobody else can get, until it is told to [listen](Self::listen). `script` is
     /// asked for each request, with the number of those that came before.
     pub fn refusing(script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
+        Self::refusing_at(([127, 0, 0, 1], 0).into(), script)
+    }
+
+    /// The same at an address that is known to be free.
+    pub fn refusing_at(address: SocketAddr, script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind(([127, 0, 0, 1], 0).into()).expect("a loopback port is free");
-        let shared = Shared {
-            script: Mutex::new(Arc::new(script)),
-            requests: watch::Sender::new(0),
-            closed: watch::Sender::new(0),
-        };
+        // Connections of one that was here before may still be closing. A port that the system chooses must be nobody else's.
+        socket.set_reuseaddr(address.port() != 0).expect("an option that all systems have");
+        socket.bind(address).expect("the address is free");
+        let shared =
+            Shared { script: Mutex::new(Arc::new(script)), requests: Mutex::default(), closed: watch::Sender::new(0) };
         Self {
             address: socket.local_addr().expect("a bound socket has an address"),
             shared: Arc::new(shared),
@@ -136,9 +147,20 @@ impl Faulty {
         }
     }
 
+    /// Is no more: its port can be taken, and its connections are closed.
+    pub async fn stop(mut self) -> SocketAddr {
+        self.accepting.shutdown().await;
+        self.address
+    }
+
     /// From the next request on, acts by `script`.
     pub fn set_script(&self, script: impl Fn(usize) -> Act + Send + Sync + 'static) {
         *self.shared.script.lock().unwrap() = Arc::new(script);
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// A URL here.
@@ -148,7 +170,13 @@ impl Faulty {
 
     /// How many requests have arrived, or begun to.
     pub fn requests(&self) -> usize {
-        *self.shared.requests.borrow()
+        self.shared.requests.lock().unwrap().len()
+    }
+
+    /// What the requests' `Host` was, in lower case.
+    pub fn hosts(&self) -> Vec<String> {
+        let host = |head: &String| head.lines().find_map(|line| Some(line.strip_prefix("host:")?.trim().to_owned()));
+        self.shared.requests.lock().unwrap().iter().filter_map(host).collect()
     }
 
     /// Waits until both sides have closed so many connections.
@@ -174,16 +202,20 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     loop {
-        let Some(unread) = read_head(&mut stream).await? else { return Ok(()) };
-        let mut before = 0;
-        shared.requests.send_modify(|requests| {
-            before = *requests;
-            *requests += 1;
-        });
+        let Some(head) = read_head(&mut stream).await? else { return Ok(()) };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+        let before = {
+            let mut requests = shared.requests.lock().unwrap();
+            requests.push(head);
+            requests.len() - 1
+        };
         let script = Arc::clone(&shared.script.lock().unwrap());
-        let act = script(before);
+        let mut act = script(before);
         if act.reads {
-            stream.read_exact(&mut vec![0; unread]).await?;
+            stream.read_exact(&mut vec![0; length.unwrap_or(0)]).await?;
+        }
+        if let Some(released) = &mut act.held {
+            released.wait_for(|released| *released).await.map_err(io::Error::other)?;
         }
         match act.pace {
             None => stream.write_all(&act.writes).await?,
@@ -209,8 +241,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
-/// Reads a request's head, to the byte. How much of its body there is to read, or nothing where the connection ends instead.
-async fn read_head(stream: &mut TcpStream) -> io::Result<Option<usize>> {
+/// A request's head in lower case, read to the byte, or nothing where the connection ends instead.
+async fn read_head(stream: &mut TcpStream) -> io::Result<Option<String>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -219,7 +251,5 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Option<usize>> {
             Err(error) => return Err(error),
         }
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    Ok(Some(length.unwrap_or(0)))
+    Ok(Some(String::from_utf8_lossy(&head).into_owned()))
 }

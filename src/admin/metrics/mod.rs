@@ -9,6 +9,7 @@ mod policy;
 mod sampled;
 mod stores;
 pub mod tls;
+pub mod upstream;
 
 use std::{collections::BTreeSet, sync::OnceLock, time::Duration};
 
@@ -29,7 +30,7 @@ use prometheus::{
 
 use self::{
     authorization::AuthorizationMetrics, identity::IdentityMetrics, keys::KeyMetrics, limiter::LimiterMetrics,
-    policy::PolicyMetrics, tls::TlsMetrics,
+    policy::PolicyMetrics, tls::TlsMetrics, upstream::UpstreamMetrics,
 };
 pub use self::{
     oidc::OidcMetrics,
@@ -75,6 +76,8 @@ pub struct Metrics {
     pub limiter: LimiterMetrics,
     /// The policy in force.
     pub policy: PolicyMetrics,
+    /// Where the upstream is.
+    pub upstream: UpstreamMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -193,6 +196,7 @@ impl Metrics {
             keys: KeyMetrics::new(&registry)?,
             limiter: LimiterMetrics::new(&registry)?,
             policy: PolicyMetrics::new(&registry)?,
+            upstream: UpstreamMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
