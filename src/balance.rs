@@ -2,8 +2,8 @@
 //!
 //! The host of `--forward-url` may be a name of several addresses, as that of a headless service is. The name is looked up again from
 //! time to time, and while it stands for several, each request goes to the less busy one of two that are drawn. An address takes part
-//! once it could be connected to, until it cannot: it is then tried by ourselves, less and less often, so that no request has to find
-//! out that it is back. While no address takes part, and while there is but one, a request goes to whatever the system finds.
+//! once it could be connected to, until it cannot, or has answered nothing of several requests in a row: it is then tried by ourselves,
+//! less and less often, so that no request has to find out that it is back. While no address takes part, and while there is but one, a request goes to whatever the system finds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, ResponseFuture};
@@ -52,6 +52,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// One that took part for this long is well.
 const WELL: Duration = Duration::from_secs(30);
+/// So many requests in a row that nobody answered, and an address is left out: it may take connections, and be ill. Without this it
+/// would look idle, and get more than its share.
+const FAILURES: u32 = 5;
 /// The most addresses that are used.
 const MOST: usize = 256;
 /// Failures and changes that are not dealt with yet.
@@ -203,11 +206,64 @@ impl Stream for Told {
     }
 }
 
-/// A client for one address, which tells when that cannot be connected to.
+/// A client for one address, which tells when that is ill.
 struct Endpoint {
-    address: SocketAddr,
     client: HttpClient,
+    health: Arc<Health>,
+}
+
+struct Health {
+    address: SocketAddr,
+    /// In a row.
+    failures: AtomicU32,
     failed: mpsc::Sender<SocketAddr>,
+}
+
+impl Health {
+    fn new(address: SocketAddr, failed: mpsc::Sender<SocketAddr>) -> Arc<Self> {
+        Arc::new(Health { address, failures: AtomicU32::new(0), failed })
+    }
+
+    fn ill(&self) {
+        // Where there is no room, others have told.
+        let _ = self.failed.try_send(self.address);
+    }
+}
+
+/// A request that was not answered yet. One that is given up has failed.
+struct Unanswered(Option<Arc<Health>>);
+
+impl Unanswered {
+    /// As a circuit takes it: a 500 shows that somebody is there, the others do not.
+    fn ended(mut self, answer: &Result<Response<Incoming>, legacy::Error>) {
+        use StatusCode as Status;
+        match answer {
+            Ok(response) => match response.status() {
+                Status::BAD_GATEWAY | Status::SERVICE_UNAVAILABLE | Status::GATEWAY_TIMEOUT => {}
+                _ => {
+                    if let Some(health) = self.0.take() {
+                        health.failures.store(0, Ordering::Relaxed);
+                    }
+                }
+            },
+            Err(error) if error.is_connect() => {
+                if let Some(health) = self.0.take() {
+                    health.ill();
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(health) = self.0.take()
+            && health.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES
+        {
+            health.ill();
+        }
+    }
 }
 
 impl Service<Request<Full<Bytes>>> for Endpoint {
@@ -220,14 +276,11 @@ impl Service<Request<Full<Bytes>>> for Endpoint {
     }
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
-        let (answering, address, failed) = (self.client.call(request), self.address, self.failed.clone());
+        let (answering, unanswered) = (self.client.call(request), Unanswered(Some(Arc::clone(&self.health))));
         Box::pin(async move {
-            answering.await.inspect_err(|error| {
-                if error.is_connect() {
-                    // Where there is no room, others have told.
-                    let _ = failed.try_send(address);
-                }
-            })
+            let answer = answering.await;
+            unanswered.ended(&answer);
+            answer
         })
     }
 }
@@ -324,7 +377,8 @@ impl Follower {
         let Some(known) = self.addresses.get_mut(&address).filter(|known| known.since.is_none()) else { return };
         if reached {
             known.since = Some(Instant::now());
-            let endpoint = Endpoint { address, client: (self.pool.connect)(address), failed: self.failed.clone() };
+            let health = Health::new(address, self.failed.clone());
+            let endpoint = Endpoint { client: (self.pool.connect)(address), health };
             self.pool.change(Change::Insert(address, PendingRequests::new(endpoint, CompleteOnResponse::default())));
         } else {
             let after = known.back_off();
@@ -340,7 +394,7 @@ impl Follower {
             known.pause = FIRST_PAUSE;
         }
         let after = known.back_off();
-        tracing::warn!(%address, "upstream: this address is left out until it can be connected to");
+        tracing::warn!(%address, "upstream: this address is left out");
         self.pool.change(Change::Remove(address));
         self.attempt(address, after);
     }

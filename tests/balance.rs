@@ -183,6 +183,28 @@ async fn a_dead_address_is_left_out_and_comes_back() {
     assert!(away + third.requests() >= 300, "{away}");
 }
 
+/// One that takes connections and answers nothing looks idle. It is found out after a few requests.
+#[tokio::test]
+async fn an_address_that_is_ill_is_left_out() {
+    for (act, failing) in [(Act::reset_in_request(), "resets"), (Act::hang(), "hangs"), (Act::status(502, ""), "502")] {
+        let (upstreams, sender) = three().await;
+        let [first, ..] = &upstreams;
+        first.set_script(move |_| act.clone());
+        let mut failed = 0;
+        for _ in 0..200 {
+            let answer = tokio::time::timeout(Duration::from_millis(100), sender.request()).await;
+            failed += usize::from(answer != Ok(Ok(StatusCode::OK)));
+        }
+        // Five, and five for each time that it was taken for well again, after a longer pause each time.
+        assert!((5..=20).contains(&failed), "{failing}: {failed} of 200");
+        first.set_script(|_| Act::raw(OK));
+        sender.until(3, 0).await;
+        let before = first.requests();
+        sender.send_ok(60).await;
+        assert!(first.requests() > before, "{failing}: it is back");
+    }
+}
+
 /// New addresses join, and those that are gone leave once their requests have ended. While the name cannot be looked up, those that
 /// were found stay; where there is but one, or none can be connected to, it is the system's to find one.
 #[tokio::test]
