@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -138,13 +138,11 @@ impl Service<Request<Full<Bytes>>> for Balanced {
     }
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Answering {
-        let request = match self.pool.in_use.load(Ordering::Relaxed) {
-            true => match self.pool.answer(request) {
-                Ok(answering) => return answering,
-                Err(request) => request,
-            },
-            false => request,
-        };
+        if self.pool.in_use.load(Ordering::Relaxed)
+            && let Some(mut balance) = self.pool.ready()
+        {
+            return Answering::Balanced(Box::pin(balance.call(request)));
+        }
         Answering::Plain(self.plain.call(request))
     }
 }
@@ -175,22 +173,19 @@ impl Future for Answering {
 }
 
 impl Pool {
-    /// By one of the addresses, or gives the request back.
-    fn answer(&self, request: Request<Full<Bytes>>) -> Result<Answering, Request<Full<Bytes>>> {
+    /// With an endpoint to call, if there is one.
+    fn ready(&self) -> Option<MutexGuard<'_, Balance<Told, Request<Full<Bytes>>>>> {
         let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
         // Endpoints are always ready: where none is, there is none to wait for.
-        match balance.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Ok(Answering::Balanced(Box::pin(balance.call(request)))),
-            _ => Err(request),
-        }
+        let ready = balance.poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(()))).then_some(balance)
     }
 
     /// Puts `change` into force. Requests that are under way at an address that goes end there.
     fn change(&self, change: Changes) {
         // There is room: each change is taken out at once.
         if self.changes.try_send(change).is_ok() {
-            let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
-            let _ = balance.poll_ready(&mut Context::from_waker(Waker::noop()));
+            drop(self.ready());
         }
     }
 }
@@ -356,12 +351,11 @@ impl Follower {
                 self.pool.change(Change::Remove(address));
             }
         }
+        found.retain(|address| !self.addresses.contains_key(address));
         for address in found {
-            if !self.addresses.contains_key(&address) {
-                tracing::info!(%address, "upstream: this address is new");
-                self.addresses.insert(address, Address { since: None, pause: FIRST_PAUSE });
-                self.attempt(address, Duration::ZERO);
-            }
+            tracing::info!(%address, "upstream: this address is new");
+            self.addresses.insert(address, Address { since: None, pause: FIRST_PAUSE });
+            self.attempt(address, Duration::ZERO);
         }
     }
 
