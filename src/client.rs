@@ -2,10 +2,13 @@
 
 use std::{
     error::Error,
+    future::ready,
     io, iter,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
+    vec,
 };
 
 use bytes::Bytes;
@@ -14,7 +17,13 @@ use http_body::Body;
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Client,
+        connect::{
+            HttpConnector,
+            dns::{GaiResolver, Name},
+        },
+    },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use infogw_layers::{
@@ -26,7 +35,9 @@ use tokio::{net::TcpStream, time::timeout};
 use tower::{Service, ServiceBuilder};
 
 use crate::{
+    balance::{self, Balanced},
     config::Config,
+    retry::Retries,
     shared::Shared,
     tls::{ClientFiles, Current, Live},
 };
@@ -36,11 +47,13 @@ pub type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// One client for each neighbour. They heed no proxy variables and follow no redirects.
 #[derive(Debug, Clone)]
-pub struct Clients<F = HttpClient> {
+pub struct Clients<F = Balanced> {
     /// Calls the authorizer.
     pub authorize: HttpClient,
     /// Calls the upstream.
     pub forward: F,
+    /// What retries to the upstream are paid from.
+    pub retries: Retries,
     /// The token that both are shown, if flags name an issuer.
     pub credentials: Option<TokenSource>,
 }
@@ -57,9 +70,12 @@ impl Clients {
     /// # Errors
     /// If there are no roots to trust where the URL is https.
     pub fn new(config: &Config) -> Result<Self, String> {
+        let upstream = client(&config.tls.forward, Some(config.upstream.uri()), CONNECT_UPSTREAM)?;
+        let tls = config.tls.forward.clone();
         Ok(Clients {
             authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
-            forward: client(&config.tls.forward, Some(config.upstream.uri()), CONNECT_UPSTREAM)?,
+            forward: Balanced::new(upstream, move |address| built(&tls, Resolver::Pinned(address), balance::CONNECT)),
+            retries: Retries::default(),
             credentials: None,
         })
     }
@@ -73,12 +89,17 @@ pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> 
     if tls.source().trusts_nobody() && url.is_some_and(|url| url.scheme_str() == Some("https")) {
         return Err("no trusted root certificates were found; install them or set SSL_CERT_FILE".to_owned());
     }
-    let mut tcp = HttpConnector::new();
+    Ok(built(tls, Resolver::System(GaiResolver::new()), connect))
+}
+
+fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration) -> HttpClient {
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(connect));
     tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(Duration::from_secs(15)));
-    tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
+    // A connection that died unheard while nobody used it is found out within 8 s.
+    tcp.set_keepalive(Some(Duration::from_secs(5)));
+    tcp.set_keepalive_interval(Some(Duration::from_secs(1)));
     tcp.set_keepalive_retries(Some(3));
     let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
     let mut builder = Client::builder(TokioExecutor::new());
@@ -90,13 +111,42 @@ pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> 
         .http2_keep_alive_interval(Duration::from_secs(5))
         .http2_keep_alive_timeout(Duration::from_secs(3))
         .http2_keep_alive_while_idle(true);
-    Ok(builder.build(connector))
+    builder.build(connector)
+}
+
+/// Where names lead.
+#[derive(Debug, Clone)]
+enum Resolver {
+    /// To what the system says.
+    System(GaiResolver),
+    /// Each to this address.
+    Pinned(SocketAddr),
+}
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        match self {
+            Resolver::System(system) => {
+                let found = system.call(name);
+                Box::pin(async move { Ok(found.await?.collect::<Vec<_>>().into_iter()) })
+            }
+            Resolver::Pinned(address) => Box::pin(ready(Ok(vec![*address].into_iter()))),
+        }
+    }
 }
 
 /// Makes each connection by the TLS configuration that is in force.
 #[derive(Debug, Clone)]
 pub struct Connector {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Resolver>,
     tls: Current<ClientConfig>,
     /// Whoever waits for a connection may have gone, and the server may never speak.
     limit: Duration,

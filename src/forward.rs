@@ -21,11 +21,18 @@ use infogw_layers::{
     policy::Terms,
     rejection::{BoxError, Reason, Rejection},
 };
-use tower::{Service, ServiceExt};
+use tower::Service;
+
+use crate::{
+    client::ApiClient,
+    retry::{Retries, Retry},
+};
 
 const NAME: &str = "Forward";
 /// How long the upstream has for its answer: telemeter-server's time.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// How much of that may be over when it is tried again: what is left has to be enough for an answer.
+const RETRY_WITHIN: Duration = Duration::from_millis(2500);
 /// How much of an answer is read, in bytes. The reason stands in its first line.
 const LONGEST_ANSWER: usize = 4096;
 /// How long the body of a success is waited for.
@@ -39,6 +46,7 @@ pub struct Forward<C, O> {
     client: C,
     uri: Uri,
     success: Success,
+    retries: Retries,
     observer: O,
 }
 
@@ -51,7 +59,7 @@ pub enum Success {
     AsUpstream,
 }
 
-/// One attempt to forward.
+/// One forward, with all its attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Forwarded {
     /// The upstream's status, unless it did not answer.
@@ -65,20 +73,15 @@ pub struct Forwarded {
 impl<C, O> Forward<C, O> {
     /// Forwards through `client`: to `uri`, or as the request's tenant, if it has one, with `THANOS-TENANT` and to where that one's
     /// writes go.
-    pub fn new(client: C, uri: Uri, success: Success, observer: O) -> Self {
-        Forward { client, uri, success, observer }
+    pub fn new(client: C, uri: Uri, success: Success, retries: Retries, observer: O) -> Self {
+        Forward { client, uri, success, retries, observer }
     }
 }
 
-impl<C, O, B> Service<Request<Full<Bytes>>> for Forward<C, O>
+impl<C, O> Service<Request<Full<Bytes>>> for Forward<C, O>
 where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    O: Observe<Forwarded> + Clone + Send + Sync + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
+    C: ApiClient,
+    O: Observe<Forwarded> + Observe<Retry> + Clone + Send + Sync + 'static,
 {
     type Response = Response<Full<Bytes>>;
     type Error = Rejection;
@@ -92,11 +95,11 @@ where
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         let samples = request.extensions().get::<Encoded>().map_or(0, |encoded| encoded.samples);
         let request = self.outgoing(request);
-        let answering = self.client.clone().oneshot(request);
-        let (observer, success) = (self.observer.clone(), self.success);
+        let Forward { client, success, retries, observer, .. } = self.clone();
         Box::pin(async move {
             let started = Instant::now();
             let answer = tokio::time::timeout(DEADLINE, async {
+                let answering = retries.answer(client, request, started + RETRY_WITHIN, &observer);
                 let (head, body) = answering.await.map_err(Unanswered::because)?.into_parts();
                 let reading = beginning(body);
                 let body = match head.status.is_success() {
@@ -175,8 +178,8 @@ enum Unanswered {
 }
 
 impl Unanswered {
-    fn because(error: impl Into<BoxError>) -> Self {
-        error.into().downcast().map_or(Unanswered::Unreachable, |rejection| Unanswered::Unsent(*rejection))
+    fn because(error: BoxError) -> Self {
+        error.downcast().map_or(Unanswered::Unreachable, |rejection| Unanswered::Unsent(*rejection))
     }
 }
 
@@ -227,7 +230,7 @@ fn first_line(body: &[u8]) -> String {
 }
 
 /// Seconds or an HTTP date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match value.parse() {
         Ok(seconds) => Duration::from_secs(seconds),

@@ -2,10 +2,12 @@
 
 use std::{borrow::Cow, io, net::SocketAddr, time::Duration};
 
+use infogw_layers::store::memcached::Dns;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Guard, Readiness, metrics::Metrics},
+    balance::LOOKUP_EVERY,
     client::{CONNECT, Clients, client},
     config::{Authorizer, Config},
     credentials::token_source,
@@ -76,6 +78,7 @@ impl Gateway {
             let counted = metrics.oidc().map_err(|error| environment(error.to_string()))?;
             clients.credentials = Some(token_source(oidc, client, metrics.client("oauth", config.verbose), counted));
         }
+        clients.forward.follow(config.upstream.uri(), Dns, LOOKUP_EVERY, &mut followers, metrics.upstream.clone());
         let readiness = Readiness::default();
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),

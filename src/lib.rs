@@ -21,7 +21,7 @@
 //! 7. Labels are **enforced**: whose series, which series, which labels.
 //! 8. Metric families are **translated** to remote write.
 //! 9. The payload is **encoded**, or handed on as received if nothing was changed.
-//! 10. It is [forwarded](forward), as its tenant. What the upstream says of the data is passed on; what it says of us makes the sender
+//! 10. It is [forwarded](forward), as its tenant, and [again](retry) if nobody can have taken it; the upstream's addresses are [balanced](balance). What the upstream says of the data is passed on; what it says of us makes the sender
 //!     come back.
 //!
 //! Health, metrics and reloads are the [internal listener's](admin). Files that may change meanwhile are
@@ -37,6 +37,7 @@
 
 pub mod admin;
 pub mod authorizers;
+pub mod balance;
 pub mod client;
 pub mod commands;
 pub mod config;
@@ -50,6 +51,7 @@ pub mod limits;
 pub mod log;
 pub mod registration;
 pub mod reload;
+pub mod retry;
 pub mod route;
 pub mod server;
 pub mod shared;

@@ -223,7 +223,7 @@ fn forward<C: ApiClient>(
 ) -> Forward<impl ApiClient + use<C>, Handler> {
     let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
     let client = showing(clients.credentials.clone(), client, |_| true);
-    Forward::new(client, config.upstream.uri().clone(), success, handler)
+    Forward::new(client, config.upstream.uri().clone(), success, clients.retries.clone(), handler)
 }
 
 /// Every route takes POST alone.

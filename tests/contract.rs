@@ -335,7 +335,7 @@ async fn upstream() {
                 .upstream(refusal(429).header("retry-after", "60"))
                 .retry_after(60..=90),
             row("500", 503, "; come back in").upstream(refusal(500)).retry_after(5..=7),
-            row("503", 503, "; come back in").upstream(refusal(503)).retry_after(5..=7),
+            row("503", 503, "; come back in").upstream(refusal(503)).retry_after(5..=7).attempts(3),
             row("503 with its wait", 503, "; come back in")
                 .upstream(refusal(503).header("retry-after", "77"))
                 .retry_after(77..=115),

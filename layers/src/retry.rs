@@ -4,6 +4,8 @@
 //! stands. Attempts are few, spaced by a jittered backoff, and paid for out of a budget that all clones of the policy share, so that
 //! retries are a part of the calls and not a storm of their own. Whoever waits for all of them wants a deadline around this.
 //!
+//! [`Attempts`] is what it counts, spaces and pays them with, for whoever decides otherwise what is tried again.
+//!
 //! ```
 //! use infogw_layers::{rejection::{Reason, Rejection}, retry::RetryOutages};
 //! use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -36,31 +38,66 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Tries outages again, a few times.
+/// How often one call is tried: few times, spaced, and paid for. A clone is another call's, which shares the budget.
 #[derive(Clone)]
-pub struct RetryOutages {
-    attempts: u32,
-    made: u32,
+pub struct Attempts {
+    most: u32,
+    failed: u32,
+    first_pause: Duration,
     budget: Arc<TpsBudget>,
+}
+
+impl Attempts {
+    /// At most so many in all. The first pause is `first_pause` before jitter, and each one twice as long as that before.
+    pub fn new(most: u32, first_pause: Duration, budget: Arc<TpsBudget>) -> Self {
+        Attempts { most, failed: 0, first_pause, budget }
+    }
+
+    /// One has failed: how long to pause before the next, if there is one left. It is still to be [paid](Self::pay) for.
+    pub fn failed(&mut self) -> Option<Duration> {
+        self.failed = self.failed.saturating_add(1);
+        if self.failed >= self.most {
+            return None;
+        }
+        let pause = self.first_pause.saturating_mul(1 << (self.failed - 1).min(16)).min(LONGEST_PAUSE);
+        // Half to all of it: those that failed together do not come back together.
+        Some(pause.mul_f64(0.5 + 0.5 * fastrand::f64()))
+    }
+
+    /// Pays for one more, if the budget has as much.
+    pub fn pay(&self) -> bool {
+        self.budget.withdraw()
+    }
+
+    /// One was answered, which pays into the budget.
+    pub fn answered(&self) {
+        self.budget.deposit();
+    }
+}
+
+impl fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempts").field("most", &self.most).finish_non_exhaustive()
+    }
+}
+
+/// Tries outages again, a few times.
+#[derive(Debug, Clone)]
+pub struct RetryOutages {
+    attempts: Attempts,
     circuit: Option<Circuit>,
 }
 
 impl RetryOutages {
     /// At most so many `attempts` in all. Retries add a fifth to the calls, and may be ten a second whatever the calls.
     pub fn new(attempts: u32) -> Self {
-        RetryOutages { attempts, made: 0, budget: Arc::default(), circuit: None }
+        RetryOutages { attempts: Attempts::new(attempts, FIRST_PAUSE, Arc::default()), circuit: None }
     }
 
     /// Does not try again while `circuit` is open: it would be refused at once.
     #[must_use]
     pub fn unless_open(self, circuit: Circuit) -> Self {
         RetryOutages { circuit: Some(circuit), ..self }
-    }
-}
-
-impl fmt::Debug for RetryOutages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryOutages").field("attempts", &self.attempts).finish_non_exhaustive()
     }
 }
 
@@ -72,17 +109,12 @@ impl<Req: Clone, Res> Policy<Req, Res, Rejection> for RetryOutages {
             // A token of ours was waited for already, and is got in the background.
             Err(rejection) if rejection.reason() == Reason::CredentialsUnavailable => None,
             Err(rejection) if rejection.status().is_server_error() => {
-                self.made += 1;
+                let pause = self.attempts.failed()?;
                 let futile = self.circuit.as_ref().is_some_and(Circuit::is_open);
-                if self.made >= self.attempts || futile || !self.budget.withdraw() {
-                    return None;
-                }
-                let pause = FIRST_PAUSE.saturating_mul(1 << self.made.min(16).saturating_sub(1)).min(LONGEST_PAUSE);
-                // Half to all of it: those that failed together do not come back together.
-                Some(sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())))
+                (!futile && self.attempts.pay()).then(|| sleep(pause))
             }
             _ => {
-                self.budget.deposit();
+                self.attempts.answered();
                 None
             }
         }

@@ -29,7 +29,7 @@ use std::{
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    client::Clients,
+    client::{CONNECT, client},
     config::{Config, Flags, PolicyFlags, RateFlags},
     gateway::{Gateway, StartError},
     log, server,
@@ -71,7 +71,7 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let environment = |error: std::io::Error| StartError::Environment(error.to_string());
     let public = gateway.public_address().map_err(environment)?;
     let internal = gateway.internal_address().map_err(environment)?;
-    let api = Api::new(Clients::new(&config).map_err(StartError::Environment)?.forward, public);
+    let api = Api::new(client(&config.tls.forward, None, CONNECT).map_err(StartError::Environment)?, public);
 
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());

@@ -8,7 +8,7 @@
 //! - [`Gateway`], [`Prometheus`], [`RedisServer`] and [`Memcached`] are processes on ports of their own choosing. They die with
 //!   the value.
 //! - [`Authorizer`], [`Upstream`] and [`Target`] are [`Server`]s in this process: they record each request and answer by a script,
-//!   which can be swapped while they run.
+//!   which can be swapped while they run. [`Faulty`] is either of the first two, broken below HTTP.
 //! - Nothing here sleeps for a guessed time: what happens is awaited, for at most [`DEADLINE`]. A wait that runs out panics with
 //!   what it saw last, and a process whose test panics prints its logs.
 //!
@@ -20,6 +20,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod authorizer;
+pub mod faulty;
 pub mod gateway;
 pub mod http;
 pub mod issuer;
@@ -36,6 +37,7 @@ pub mod world;
 use std::time::Duration;
 
 pub use authorizer::{Authorizer, Registration};
+pub use faulty::{Act, Faulty};
 pub use gateway::Gateway;
 pub use http::Reply;
 pub use issuer::Issuer;

@@ -10,6 +10,7 @@ mod policy;
 mod sampled;
 mod stores;
 pub mod tls;
+pub mod upstream;
 
 use std::{collections::BTreeSet, sync::OnceLock, time::Duration};
 
@@ -30,13 +31,13 @@ use prometheus::{
 
 use self::{
     authorization::AuthorizationMetrics, connections::ConnectionMetrics, identity::IdentityMetrics, keys::KeyMetrics,
-    limiter::LimiterMetrics, policy::PolicyMetrics, tls::TlsMetrics,
+    limiter::LimiterMetrics, policy::PolicyMetrics, tls::TlsMetrics, upstream::UpstreamMetrics,
 };
 pub use self::{
     oidc::OidcMetrics,
     stores::{StoreMetrics, StoreObserver},
 };
-use crate::forward::Forwarded;
+use crate::{forward::Forwarded, retry::Retry};
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct Metrics {
     authorization: AuthorizationMetrics,
     /// Success, error.
     forwarded: [IntCounter; 2],
+    /// Made, over budget.
+    retries: [IntCounter; 2],
     size_limited: IntCounter,
     missing_labels: IntCounter,
     foreign_series: IntCounter,
@@ -76,6 +79,8 @@ pub struct Metrics {
     pub limiter: LimiterMetrics,
     /// The policy in force.
     pub policy: PolicyMetrics,
+    /// Where the upstream is.
+    pub upstream: UpstreamMetrics,
 }
 
 /// `prometheus.DefBuckets` of the Go client.
@@ -137,6 +142,14 @@ impl Metrics {
                 )?,
                 OUTCOMES,
             ),
+            retries: each(
+                &counters(
+                    "infogw_forward_retries_total",
+                    "Forwards that the upstream did not take and that could be tried again: that were, or were too many.",
+                    &["result"],
+                )?,
+                ["made", "over_budget"],
+            ),
             size_limited: counter(
                 "telemeter_receive_size_limited_total",
                 "The number of remote write requests dropped due to body size.",
@@ -187,6 +200,7 @@ impl Metrics {
             keys: KeyMetrics::new(&registry)?,
             limiter: LimiterMetrics::new(&registry)?,
             policy: PolicyMetrics::new(&registry)?,
+            upstream: UpstreamMetrics::new(&registry)?,
             registry: registry.clone(),
         };
         let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
@@ -449,6 +463,16 @@ impl Observe<Forwarded> for Handler {
         }
         if done {
             metrics.v1_samples.inc_by(forwarded.samples);
+        }
+    }
+}
+
+impl Observe<Retry> for Handler {
+    fn observe(&self, retry: &Retry) {
+        let [made, over_budget] = &self.0.metrics.retries;
+        match retry {
+            Retry::Made => made.inc(),
+            Retry::OverBudget => over_budget.inc(),
         }
     }
 }
