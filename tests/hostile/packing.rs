@@ -54,10 +54,10 @@ fn block_bombs() -> Vec<Row> {
     rows.message("empty labels", series(&[&own(), &b"\x0a\x00".repeat(1_200_000)]), 400, "it has 1200002 labels");
     let repeated = series(&[&label("_id", "c1").repeat(200_000)]);
     rows.message("the cluster label, again and again", repeated, 400, "it has 200000 labels");
-    // One series of a million samples is what it says: nothing is left of it for others to pay.
-    let samples = series(&[&own(), &one().repeat(100_000)]);
+    // One series of many samples is what it says: nothing is left of it for others to pay.
+    let samples = series(&[&own(), &one().repeat(20_000)]);
     rows.message("samples of the same time", samples, 200, "").reaches_as_sent();
-    let unknown = [series(&[&own(), &one()]), b"\x7a\x00".repeat(1_200_000)].concat();
+    let unknown = [series(&[&own(), &one()]), b"\x7a\x00".repeat(300_000)].concat();
     rows.message("fields that nobody knows", unknown, 200, "").reaches_as_sent();
     // Each label must be written anew: what that takes must not grow with their number squared.
     let backwards: Vec<u8> = (0..128).rev().flat_map(|n| label(format!("l{n:0>200}"), "v".repeat(100))).collect();

@@ -80,6 +80,7 @@ fn composite() -> Vec<Row> {
         ("a second cluster in capitals", &good.replace('}', r#","CLUSTER_ID":"c2"}"#), ambiguous),
         ("a second cluster with an escape", &good.replace('}', r#","cluster\u005fid":"c2"}"#), ambiguous),
         ("a second cluster with a long s", &good.replace('}', ",\"clu\u{17f}ter_id\":\"c2\"}"), ambiguous),
+        ("a key twice where nobody looks", &good.replace('}', r#","x":[{"a":1,"a":2}]}"#), ambiguous),
         ("the cluster in capitals alone", &good.replace("cluster_id", "Cluster_Id"), ambiguous),
     ] {
         rows.sent(case, receive(BASE64_STANDARD.encode(json)), 401, says);
@@ -87,6 +88,8 @@ fn composite() -> Vec<Row> {
     rows.sent("bytes that are not UTF-8", receive(BASE64_STANDARD.encode(b"{\"cluster_id\":\"\xff\"}")), 401, "");
     let nested = |depth: usize| good.replace('}', &format!(r#","x":{}1{}}}"#, "[".repeat(depth), "]".repeat(depth)));
     rows.sent("an array 100 deep", receive(BASE64_STANDARD.encode(nested(100))), 200, "").reaches_as_sent();
+    // As deep as this nobody's reader has to go, ours or the authorizer's.
+    rows.sent("an array 50,000 deep", receive(BASE64_STANDARD.encode(nested(50_000))), 401, "does not parse");
     rows.sent("arrays that do not end", receive(BASE64_STANDARD.encode("[".repeat(100_000))), 401, "");
     rows.sent("objects that do not end", receive(BASE64_STANDARD.encode(r#"{"x":"#.repeat(20_000))), 401, "");
     let refused = "label `_id` is `c1`, this sender writes";
