@@ -120,6 +120,18 @@ fn lengths() -> Vec<Row> {
         let framing = format!("{own}\r\n{framing}");
         rows.raw(&format!("{framing:?}"), [head(&framing), in_chunks.clone(), whole()].concat(), NONE);
     }
+    // What does not arrive in whole is not written, and a request that was to come is none.
+    let longer = head(&format!("Content-Length: {}", length() + 1));
+    rows.ended("a length of one more than there is", [longer.clone(), body()].concat(), &[Line(400)]);
+    rows.ended("half a body", [head(&own), body()[..20].to_vec()].concat(), &[Line(400)]);
+    rows.ended(
+        "chunks that do not end",
+        [head(both), in_chunks[..in_chunks.len() - 5].to_vec()].concat(),
+        &[Line(400)],
+    );
+    rows.ended("half a head", &head(&own)[..60], &[]);
+    let longer = [longer, body(), whole()].concat();
+    rows.raw("a body that takes the next request's first letter", longer, &[Line(400), Line(405)]);
     let old = String::from_utf8(head(both)).unwrap().replace("HTTP/1.1", "HTTP/1.0");
     rows.raw("chunks in HTTP/1.0", [old.as_bytes(), &in_chunks, &whole()].concat(), NONE);
     rows.all()

@@ -1,7 +1,6 @@
 //! One row: a request, its answer, and what reaches the upstream.
 
-use infogw_proto::prometheus::{Label, WriteRequest};
-use prost::Message;
+use infogw_proto::prometheus::Label;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -42,7 +41,7 @@ enum Request {
     /// A good one, and then changed.
     Of(Route, Box<dyn FnOnce(Sent) -> Sent + Send>),
     /// These bytes on a connection of their own, and the answers that come back before it is closed.
-    Raw(Vec<u8>, &'static [Answered]),
+    Raw { bytes: Vec<u8>, ended: bool, answers: &'static [Answered] },
 }
 
 /// An answer on a raw connection.
@@ -127,7 +126,14 @@ impl Rows {
 
     /// These bytes on a connection.
     pub(crate) fn raw(&mut self, case: &str, bytes: impl AsRef<[u8]>, answers: &'static [Answered]) -> &mut Row {
-        self.push(case, Request::Raw(bytes.as_ref().to_owned(), answers), 0, "")
+        let bytes = bytes.as_ref().to_owned();
+        self.push(case, Request::Raw { bytes, ended: false, answers }, 0, "")
+    }
+
+    /// These bytes on a connection, and then its end.
+    pub(crate) fn ended(&mut self, case: &str, bytes: impl AsRef<[u8]>, answers: &'static [Answered]) -> &mut Row {
+        let bytes = bytes.as_ref().to_owned();
+        self.push(case, Request::Raw { bytes, ended: true, answers }, 0, "")
     }
 
     pub(crate) fn all(self) -> Vec<Row> {
@@ -160,7 +166,7 @@ impl Row {
 
     pub(crate) async fn check(self, world: &World, upload_token: &str) {
         let case = self.case();
-        let before = world.upstream.received().len();
+        let before = world.upstream.count();
         let (mut body, mut tenant) = (Vec::new(), None);
         match self.request {
             Request::Of(route, change) => {
@@ -179,12 +185,12 @@ impl Row {
                     );
                 }
             }
-            Request::Raw(bytes, expected) => {
-                let answer = exchange(&case, world.gateway.public_address(), &bytes).await;
+            Request::Raw { bytes, ended, answers: expected } => {
+                let answer = exchange(&case, world.gateway.public_address(), &bytes, ended).await;
                 assert_eq!(answers(&answer), expected, "{case}: {}", String::from_utf8_lossy(&answer));
             }
         }
-        let writes = world.upstream.received().split_off(before);
+        let writes = world.upstream.received_after(before);
         for write in &writes {
             check_headers(write, tenant);
         }
@@ -208,12 +214,16 @@ impl Row {
     }
 }
 
-/// The labels of each series as Go reads them, which is what prost reads, too.
-pub(crate) fn by_go(write: &Write) -> Vec<Vec<Label>> {
+/// The labels of each series as Go reads them, which is what prost reads, too. All of them are the sender's.
+fn by_go(write: &Write) -> Vec<Vec<Label>> {
     let message = snap::raw::Decoder::new().decompress_vec(&write.body).expect("a snappy block");
     let by_go = go_labels(&message).expect("Go reads it");
-    let by_prost = WriteRequest::decode(&*message).expect("prost reads it").timeseries;
+    let by_prost = &write.request().timeseries;
     assert!(by_prost.iter().map(|series| &series.labels).eq(by_go.iter()), "{by_prost:?}, to Go {by_go:?}");
+    for labels in &by_go {
+        let ids: Vec<_> = labels.iter().filter(|label| label.name == "_id").map(|label| &*label.value).collect();
+        assert_eq!(ids, [SENDER], "{labels:?}");
+    }
     by_go
 }
 
@@ -240,10 +250,13 @@ pub(crate) fn number(value: f64) -> String {
 }
 
 /// What is answered to these bytes until the connection is closed.
-async fn exchange(case: &str, gateway: &str, bytes: &[u8]) -> Vec<u8> {
+async fn exchange(case: &str, gateway: &str, bytes: &[u8], ended: bool) -> Vec<u8> {
     let mut stream = TcpStream::connect(gateway).await.unwrap();
     // Who is refused early may be closed before all is written.
     let _ = stream.write_all(bytes).await;
+    if ended {
+        let _ = stream.shutdown().await;
+    }
     let mut answer = Vec::new();
     // A reset is an end like another.
     let _ = within(case, stream.read_to_end(&mut answer)).await;

@@ -42,7 +42,7 @@ pub(crate) async fn check(world: &Arc<World>, upload_token: &str) {
 
 impl Whole {
     async fn check(self, world: &Arc<World>, upload_token: &str) {
-        let before = world.upstream.received().len();
+        let before = world.upstream.count();
         let (places, composite) = (Arc::new(Semaphore::new(AT_ONCE)), composite_token(PULL_SECRET, SENDER));
         let mut sent = JoinSet::new();
         for cut in 0..=self.bytes.len() {
@@ -71,7 +71,7 @@ impl Whole {
             }
         }
         let mut reached: Vec<usize> = Vec::new();
-        for write in world.upstream.received().split_off(before) {
+        for write in world.upstream.received_after(before) {
             let found = spelt(&write);
             assert!(self.series.starts_with(&found), "{}: {found:?} of {:?}", self.case, self.series);
             reached.push(found.len());
