@@ -160,7 +160,7 @@ fn chunks() -> Vec<Row> {
     let trailers = [&b"0\r\n"[..], "X: y\r\n".repeat(20_000).as_bytes(), b"\r\n"].concat();
     rows.raw("trailers of 120 kB", [head(), trailers].concat(), &[Line(400)]);
     // Who sends it is said in the head.
-    let trailers = format!("0\r\nAuthorization: Bearer x\r\nContent-Length: 7\r\n\r\n");
+    let trailers = "0\r\nAuthorization: Bearer x\r\nContent-Length: 7\r\n\r\n";
     let body = [format!("{:x}\r\n", length()).as_bytes(), &body(), b"\r\n", trailers.as_bytes()].concat();
     rows.raw("credentials in the trailers", [head(), body, whole()].concat(), &[Line(200), Line(200)])
         .reaches_in_requests(2);
