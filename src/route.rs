@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, Version, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use infogw_layers::{
@@ -44,7 +44,7 @@ struct Routes {
     authorize: Route,
     upload: Route,
     receive: Route,
-    /// Health, the list of paths, 404; and every route's refusal once the end has come.
+    /// Health, the list of paths, 404; and every route's refusal of what names no one host, or comes once the end has come.
     other: Route,
     readiness: Readiness,
 }
@@ -75,7 +75,7 @@ impl Router {
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let routes = &*self.0;
         let route = match request.uri().path() {
-            _ if !routes.readiness.is_ready() => &routes.other,
+            _ if !routes.readiness.is_ready() || !names_its_host(&request) => &routes.other,
             "/metrics/v1/receive" => &routes.receive,
             "/upload" => &routes.upload,
             "/authorize" => &routes.authorize,
@@ -94,16 +94,30 @@ type Handlers = [(&'static str, Handler); ROUTES.len()];
 fn handlers(metrics: &'static Metrics) -> Handlers {
     ROUTES.map(|(path, route)| {
         let handler = metrics.handler(route);
-        handler.describe(&[Row::new::<Request<Incoming>>(NAME, &[Reason::Overloaded])]);
+        handler.describe(&[Row::new::<Request<Incoming>>(NAME, &[Reason::Overloaded, Reason::Malformed])]);
         (path, handler)
     })
 }
 
+/// RFC 9112, section 3.2: a request of HTTP/1.1 has one Host, and none has two. Whoever sends others may be after two readers who
+/// disagree about whom a request is for.
+fn names_its_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    (hosts.next().is_some() || request.version() != Version::HTTP_11) && hosts.next().is_none()
+}
+
 fn other<B>(request: &Request<B>, readiness: &Readiness, handlers: &Handlers) -> Response<Full<Bytes>> {
-    let Some((_, handler)) = handlers.iter().find(|(path, _)| *path == request.uri().path()) else {
+    let handler = handlers.iter().find(|(path, _)| *path == request.uri().path()).map(|(_, handler)| handler);
+    let rejection = if !names_its_host(request) {
+        Rejection::new(Reason::Malformed, "send one Host header")
+    } else if handler.is_some() {
+        Rejection::new(Reason::Overloaded, "this gateway is shutting down")
+    } else {
         return admin::common(request, readiness, admin::PUBLIC_PATHS);
     };
-    let rejection = Rejection::new(Reason::Overloaded, "this gateway is shutting down").by(NAME);
-    handler.observe(&rejection);
+    let rejection = rejection.by(NAME);
+    if let Some(handler) = handler {
+        handler.observe(&rejection);
+    }
     respond::answer(&rejection.with_header(header::CONNECTION, HeaderValue::from_static("close")))
 }

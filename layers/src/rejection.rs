@@ -74,7 +74,7 @@ reasons! {
     Body, BAD_REQUEST, "body";
     /// The body did not arrive in time.
     BodyTimeout, SERVICE_UNAVAILABLE, "body_timeout";
-    /// The body does not decode.
+    /// The body does not decode, or the head is not what HTTP asks for.
     Malformed, BAD_REQUEST, "malformed";
     /// More series in one request than allowed.
     TooManySeries, PAYLOAD_TOO_LARGE, "too_many_series";

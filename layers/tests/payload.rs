@@ -15,6 +15,8 @@ mod bytes;
 mod edits;
 #[path = "payload/expansion.rs"]
 mod expansion;
+#[path = "payload/go.rs"]
+mod go;
 #[path = "payload/hostile.rs"]
 mod hostile;
 #[path = "payload/limits.rs"]

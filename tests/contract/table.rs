@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 /// The tenant of uploads, unless flags say otherwise.
-const TENANT: &str = "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43";
+pub(crate) const TENANT: &str = "FB870BF3-9F3A-44FF-9BF7-D7A047A52F43";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -171,7 +171,7 @@ pub(crate) struct Sent {
     method: &'static str,
     target: String,
     headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Sent {

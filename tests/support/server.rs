@@ -137,6 +137,16 @@ impl<R: From<Received> + Clone + Send + Sync + 'static> Server<R> {
         self.received.borrow().clone()
     }
 
+    /// How many requests were received so far.
+    pub fn count(&self) -> usize {
+        self.received.borrow().len()
+    }
+
+    /// What was received behind the first `n` requests.
+    pub fn received_after(&self, n: usize) -> Vec<R> {
+        self.received.borrow().get(n..).unwrap_or_default().to_vec()
+    }
+
     /// Everything received so far, at least `n` requests.
     pub async fn wait_for(&self, n: usize) -> Vec<R> {
         let mut received = self.received.subscribe();

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, header};
 use serde::{
     Deserialize,
-    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+    de::{Error as _, MapAccess, Visitor},
 };
 
-use super::ClusterId;
+use super::{ClusterId, json};
 use crate::rejection::{Reason, Rejection};
 
 /// A token. It is never printed, not by `Debug` either.
@@ -188,8 +188,8 @@ const INCOMPLETE: &str = "incomplete";
 
 fn data_fault(error: &serde_json::Error) -> &'static str {
     let text = error.to_string();
-    if text.starts_with(AMBIGUOUS) {
-        "authorization_token and cluster_id must stand there once, in lower case, among plain ASCII keys"
+    if text.starts_with(AMBIGUOUS) || text.starts_with(json::REPEATED) {
+        "authorization_token and cluster_id must stand there once, in lower case, among plain ASCII keys that do not repeat"
     } else if text.starts_with(INCOMPLETE) {
         "it needs authorization_token and cluster_id"
     } else {
@@ -222,7 +222,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Composite<'a> {
                             return Err(M::Error::custom(AMBIGUOUS));
                         }
                         _ => {
-                            map.next_value::<IgnoredAny>()?;
+                            // Looked through: the authorizer's reader gets it, too.
+                            map.next_value::<json::Unique>()?;
                             continue;
                         }
                     };
@@ -303,6 +304,12 @@ mod tests {
             r#"["s3cret"]"#,
             "s3cret",
             r#"{"authorization_token":"s3cret","cluster_id":"c1"}x"#,
+            r#"{"authorization_token":"s3cret","cluster_id":"c1","x":{"y":1,"y":2}}"#,
+            &format!(
+                r#"{{"authorization_token":"s3cret","cluster_id":"c1","x":{}{}}}"#,
+                "[".repeat(200),
+                "]".repeat(200)
+            ),
         ] {
             let rejection = composite(refused).unwrap_err();
             assert_eq!(rejection.status(), 401, "{refused}");

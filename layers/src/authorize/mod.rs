@@ -41,6 +41,7 @@ pub mod certificate;
 pub mod client_info;
 mod credential;
 mod identity;
+mod json;
 #[cfg(feature = "jwt")]
 pub mod jwt;
 #[cfg(feature = "single-flight")]

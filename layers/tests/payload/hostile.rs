@@ -19,7 +19,8 @@ use crate::{
     edits::agrees,
     expansion::{arbitrary_families, decoder, expand, stream},
     families, framed,
-    oracle::{LabelsOnly, canonical, go_labels, pairs},
+    go::go_labels,
+    oracle::{LabelsOnly, canonical, pairs},
     shown, unblock, write_request,
 };
 

@@ -10,7 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny};
 
-use super::{AUDIENCE, Algorithm, ISSUER, LEEWAY, MAX_DATE, MAX_TOKEN_BYTES, VerifyingKey, json};
+use super::{AUDIENCE, Algorithm, ISSUER, LEEWAY, MAX_DATE, MAX_TOKEN_BYTES, VerifyingKey};
+use crate::authorize::json;
 
 /// Checks tokens against a set of keys: more than one while keys are rotated. Without any it refuses every token.
 ///

@@ -6,7 +6,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 /// Reads a JSON object that names no key twice at any depth: two readers of `{"sub":"a","sub":"b"}` may disagree on who
 /// that is, and RFC 7515, section 4, and RFC 7519, section 4, allow to refuse it.
 ///
-/// Depth is bounded by serde_json, at 128.
+/// Depth is bounded as [`Unique`] bounds it.
+#[cfg(feature = "jwt")]
 pub(super) fn object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, serde_json::Error> {
     // On its own, since a derived `Deserialize` takes an array for a struct and sees no repeats among keys it ignores.
     match serde_json::from_slice(json)? {
@@ -15,8 +16,11 @@ pub(super) fn object<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, ser
     }
 }
 
-/// Any JSON value in which no object names a key twice.
-enum Unique {
+/// What an error begins with that says that a key was named twice.
+pub(super) const REPEATED: &str = "repeated key";
+
+/// Any JSON value in which no object names a key twice. serde_json bounds its depth, at 128, as it does not for what it ignores.
+pub(super) enum Unique {
     Object,
     Other,
 }
@@ -40,7 +44,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         let mut seen = BTreeSet::new();
         while let Some(key) = map.next_key::<String>()? {
             if !seen.insert(key) {
-                return Err(A::Error::custom("repeated key"));
+                return Err(A::Error::custom(REPEATED));
             }
             map.next_value::<Unique>()?;
         }
@@ -77,7 +81,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "jwt"))]
 mod tests {
     use serde::de::IgnoredAny;
 
