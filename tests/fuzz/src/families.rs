@@ -90,6 +90,21 @@ pub struct Bucket {
     pub count_float: f64,
 }
 
+/// What makes a histogram a native one. If nothing does, whatever else of one it holds is stepped over.
+#[derive(Clone, PartialEq, Message)]
+pub struct Signs {
+    #[prost(double, tag = "6")]
+    pub zero_threshold: f64,
+    #[prost(uint64, tag = "7")]
+    pub zero_count: u64,
+    #[prost(double, tag = "8")]
+    pub zero_count_float: f64,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub negative_span: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "12")]
+    pub positive_span: Vec<Vec<u8>>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct Native {
     #[prost(uint64, optional, tag = "1")]
@@ -194,14 +209,14 @@ impl Expansion<'_> {
     fn histogram(&mut self, bytes: &[u8]) -> Result<(), NotTaken> {
         let histogram = Classic::decode(bytes)?;
         if histogram.bucket.is_empty() {
-            let native = Native::decode(bytes)?;
-            if native.zero_threshold > 0.0
-                || native.zero_count.is_some_and(|count| count > 0)
-                || native.zero_count_float.is_some_and(|count| count > 0.0)
-                || !native.negative_span.is_empty()
-                || !native.positive_span.is_empty()
+            let signs = Signs::decode(bytes)?;
+            if signs.zero_threshold > 0.0
+                || signs.zero_count > 0
+                || signs.zero_count_float > 0.0
+                || !signs.negative_span.is_empty()
+                || !signs.positive_span.is_empty()
             {
-                return self.native(&native);
+                return self.native(&Native::decode(bytes)?);
             }
         }
         let count = |float: f64, int: u64| if float > 0.0 { float } else { int as f64 };

@@ -1,5 +1,5 @@
-//! Protobuf messages, changed field by field, so that lengths around a change stay right: what libFuzzer by itself all but never
-//! gets right, several messages deep.
+//! Protobuf messages, changed field by field, so that the lengths around a change stay right: several messages deep, libFuzzer by
+//! itself all but never gets there.
 
 use fastrand::Rng;
 use infogw_proto::wire::put_varint;
@@ -135,11 +135,16 @@ fn write(fields: &[Field], out: &mut Vec<u8>, tagless: bool) {
     }
 }
 
+/// More than 128 bytes: the length takes two, and the label is none of those that are read at once.
+pub(crate) const LONG: &str = "more than a hundred and twenty-eight bytes, so that its length takes two of them; \
+                               and as that is still not enough, here are another fifty";
+
 /// What policies and decoders ask for.
+#[rustfmt::skip]
 const WORDS: [&[u8]; 24] = [
-    b"", b"__name__", b"_id", b"c1", b"c2", b"up", b"down", b"a", b"b", b"bb", b"job", b"env", b"prod", b"replica", b"region", b"eu",
-    b"le", b"quantile", b"+Inf", b"\xc3\xa9", b"\xff", b"longer_than_eight", b"longer_than_twelve_bytes",
-    b"more than a hundred and twenty-eight bytes, so that a length takes two of them, and so that a label is none of those that are read at once",
+    b"", b"__name__", b"_id", b"c1", b"c2", b"up", b"down", b"a", b"b", b"bb", b"job", b"env", b"prod", b"replica",
+    b"region", b"eu", b"le", b"quantile", b"+Inf", b"\xc3\xa9", b"\xff", b"longer_than_eight", b"longer_than_twelve_bytes",
+    LONG.as_bytes(),
 ];
 
 const NUMBERS: [u64; 10] = [0, 1, 2, 127, 128, 1_767_225_600_000, 1 << 35, u32::MAX as u64, i64::MAX as u64, u64::MAX];

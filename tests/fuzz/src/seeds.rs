@@ -6,7 +6,7 @@ use fastrand::Rng;
 use infogw_proto::prometheus as prom;
 use prost::Message as _;
 
-use crate::{families, oracle, targets::NOW};
+use crate::{families, mutate::LONG, oracle, targets::NOW};
 
 /// Writes the seeds of `target` into the directory that `FUZZ_SEEDS` names, and ends the process; without it does nothing.
 pub fn write_if_asked(target: &str) {
@@ -77,7 +77,8 @@ fn of(target: &str) -> Vec<Vec<u8>> {
     seeds
 }
 
-const CLAIMS: &str = r#"{"iss":"telemeter.selfsigned","aud":"telemeter-client","sub":"a","exp":1767230000,"nbf":1767220000,"iat":1767220000,"telemeter.openshift.io":{"labels":{"_id":"c1"}}}"#;
+const CLAIMS: &str = r#"{"iss":"telemeter.selfsigned","aud":"telemeter-client","sub":"a","exp":1767230000,
+    "nbf":1767220000,"iat":1767220000,"telemeter.openshift.io":{"labels":{"_id":"c1"}}}"#;
 
 const SELECTORS: [&str; 6] = [
     "up\n{__name__=~\"a.*\",job!=\"x\"}\n\n__name__=up\njob=x\n\n__name__=ab",
@@ -90,22 +91,8 @@ const SELECTORS: [&str; 6] = [
 
 const NAMES: [&str; 12] =
     ["__name__", "_id", "a", "b", "env", "instance", "job", "le", "namespace", "region", "replica", "\u{e9}t\u{e9}"];
-const VALUES: [&str; 14] = [
-    "up",
-    "down",
-    "c1",
-    "c2",
-    "a",
-    "bb",
-    "prod",
-    "eu",
-    "x",
-    "cluster:usage",
-    "",
-    "\u{e9}",
-    "10.0.0.1:9100",
-    "more than a hundred and twenty-eight bytes, so that a length takes two of them, and a label is none of those that are read at once",
-];
+const VALUES: [&str; 14] =
+    ["up", "down", "c1", "c2", "a", "bb", "prod", "eu", "x", "cluster:usage", "", "\u{e9}", "10.0.0.1:9100", LONG];
 const FLOATS: [f64; 9] = [0.0, 1.0, -1.5, f64::NAN, f64::INFINITY, 1e-7, 123_456_789.0, 0.005, f64::NEG_INFINITY];
 
 fn pick<T: Copy>(of: &[T], rng: &mut Rng) -> T {

@@ -24,7 +24,8 @@ pub(crate) fn decode(
     decoder.decode(decoder.negotiate(&head)?, body)
 }
 
-/// Delimited protobuf. The first byte says whether what follows is a stream of families or a body in frames, and which limits hold.
+/// Delimited protobuf. The first byte says whether what follows is a stream of families or a body in frames, and which limits
+/// hold.
 pub fn metric_families(data: &[u8]) {
     let Some((mode, input)) = data.split_first() else { return };
     let tight = mode & 2 != 0;

@@ -11,7 +11,7 @@ impl Labels for Series {
     }
 }
 
-/// Selectors, one a line, and behind an empty line the labels of series, as `name=value`, one a line and a series up to an empty line.
+/// Selectors, one a line; and behind an empty line series, each up to an empty line, their labels one a line as `name=value`.
 pub fn selector(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let (rules, series) = text.split_once("\n\n").unwrap_or((text, "a=b\nb=ab"));

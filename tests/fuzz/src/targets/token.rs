@@ -120,7 +120,8 @@ fn composite(value: &[u8]) {
     assert_eq!(credential.field("AUTHORIZATION_TOKEN"), None);
 }
 
-/// What a JSON object has under keys that somebody may take for the two that count: Go's reader looks at no case, in any script.
+/// What a JSON object has under keys that somebody may take for the two that count: to Go's reader case is nothing, in any
+/// script.
 #[derive(Default)]
 struct Named {
     clusters: Vec<String>,
