@@ -105,10 +105,9 @@ pub struct Signs {
     pub positive_span: Vec<Vec<u8>>,
 }
 
+/// Of a native histogram what both layouts have.
 #[derive(Clone, PartialEq, Message)]
 pub struct Native {
-    #[prost(uint64, optional, tag = "1")]
-    pub count: Option<u64>,
     #[prost(double, tag = "2")]
     pub sum: f64,
     #[prost(double, optional, tag = "4")]
@@ -123,14 +122,26 @@ pub struct Native {
     pub zero_count_float: Option<f64>,
     #[prost(message, repeated, tag = "9")]
     pub negative_span: Vec<infogw_proto::prometheus::BucketSpan>,
-    #[prost(sint64, repeated, tag = "10")]
-    pub negative_delta: Vec<i64>,
-    #[prost(double, repeated, tag = "11")]
-    pub negative_count: Vec<f64>,
     #[prost(message, repeated, tag = "12")]
     pub positive_span: Vec<infogw_proto::prometheus::BucketSpan>,
+}
+
+/// What one with integer counts has. Those of the other layout are stepped over.
+#[derive(Clone, PartialEq, Message)]
+pub struct Integers {
+    #[prost(uint64, optional, tag = "1")]
+    pub count: Option<u64>,
+    #[prost(sint64, repeated, tag = "10")]
+    pub negative_delta: Vec<i64>,
     #[prost(sint64, repeated, tag = "13")]
     pub positive_delta: Vec<i64>,
+}
+
+/// What one with float counts has.
+#[derive(Clone, PartialEq, Message)]
+pub struct Floats {
+    #[prost(double, repeated, tag = "11")]
+    pub negative_count: Vec<f64>,
     #[prost(double, repeated, tag = "14")]
     pub positive_count: Vec<f64>,
 }
@@ -216,7 +227,7 @@ impl Expansion<'_> {
                 || !signs.negative_span.is_empty()
                 || !signs.positive_span.is_empty()
             {
-                return self.native(&Native::decode(bytes)?);
+                return self.native(bytes);
             }
         }
         let count = |float: f64, int: u64| if float > 0.0 { float } else { int as f64 };
@@ -232,35 +243,33 @@ impl Expansion<'_> {
         self.number("_count", None, count)
     }
 
-    fn native(&mut self, native: &Native) -> Result<(), NotTaken> {
-        let float = |count: Option<f64>| count.is_some_and(|count| count > 0.0);
-        let float = float(native.count_float) || float(native.zero_count_float);
+    fn native(&mut self, bytes: &[u8]) -> Result<(), NotTaken> {
+        let native = Native::decode(bytes)?;
         let spans = |spans: &[infogw_proto::prometheus::BucketSpan]| -> Vec<go::Span> {
             spans.iter().map(|span| go::Span { offset: span.offset, length: span.length }).collect()
         };
         let bits = |floats: &[f64]| floats.iter().map(|float| float.to_bits()).collect::<Vec<_>>();
-        let count = |int: Option<u64>, count: Option<f64>| match float {
-            true => count.map(|count| go::Count::Float(count.to_bits())),
-            false => int.map(go::Count::Int),
-        };
         let mut histogram = go::Histogram {
-            count: count(native.count, native.count_float),
             sum: native.sum.to_bits(),
             schema: native.schema,
             zero_threshold: native.zero_threshold.to_bits(),
-            zero_count: count(native.zero_count, native.zero_count_float),
             negative_spans: spans(&native.negative_span),
             positive_spans: spans(&native.positive_span),
             reset_hint: if self.family.kind == 5 { 3 } else { 0 },
             timestamp: self.timestamp,
             ..go::Histogram::default()
         };
-        if float {
-            histogram.negative_counts = bits(&native.negative_count);
-            histogram.positive_counts = bits(&native.positive_count);
+        if [native.count_float, native.zero_count_float].iter().flatten().any(|count| *count > 0.0) {
+            let floats = Floats::decode(bytes)?;
+            let count = |count: Option<f64>| count.map(|count| go::Count::Float(count.to_bits()));
+            (histogram.count, histogram.zero_count) = (count(native.count_float), count(native.zero_count_float));
+            histogram.negative_counts = bits(&floats.negative_count);
+            histogram.positive_counts = bits(&floats.positive_count);
         } else {
-            histogram.negative_deltas.clone_from(&native.negative_delta);
-            histogram.positive_deltas.clone_from(&native.positive_delta);
+            let integers = Integers::decode(bytes)?;
+            histogram.count = integers.count.map(go::Count::Int);
+            histogram.zero_count = native.zero_count.map(go::Count::Int);
+            (histogram.negative_deltas, histogram.positive_deltas) = (integers.negative_delta, integers.positive_delta);
         }
         let labels = self.labels("", None)?;
         self.series.push(go::TimeSeries { labels, histograms: vec![histogram], ..Default::default() });

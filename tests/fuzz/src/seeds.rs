@@ -209,7 +209,6 @@ fn family(rng: &mut Rng) -> families::MetricFamily {
                 let it = histogram(rng);
                 let float = !it.positive_counts.is_empty();
                 let native = families::Native {
-                    count: Some(3),
                     count_float: float.then_some(3.0),
                     sum: it.sum,
                     schema: it.schema,
@@ -217,13 +216,17 @@ fn family(rng: &mut Rng) -> families::MetricFamily {
                     zero_count: Some(1),
                     zero_count_float: float.then_some(1.0),
                     negative_span: it.negative_spans,
-                    negative_delta: it.negative_deltas,
-                    negative_count: it.negative_counts,
                     positive_span: it.positive_spans,
-                    positive_delta: it.positive_deltas,
-                    positive_count: it.positive_counts,
                 };
-                metric.histogram = Some(native.encode_to_vec());
+                let integers = families::Integers {
+                    count: Some(3),
+                    negative_delta: it.negative_deltas,
+                    positive_delta: it.positive_deltas,
+                };
+                let floats =
+                    families::Floats { negative_count: it.negative_counts, positive_count: it.positive_counts };
+                let parts = [native.encode_to_vec(), integers.encode_to_vec(), floats.encode_to_vec()];
+                metric.histogram = Some(parts.concat());
             }
         }
         metric
