@@ -10,6 +10,7 @@
 #[allow(dead_code, reason = "keys are shared")]
 mod fixtures;
 #[path = "../layers/tests/payload/go.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the fuzzers look at more of what it reads")]
 mod go;
 #[path = "hostile/http.rs"]
 mod http;

@@ -15,6 +15,8 @@ mod bytes;
 mod edits;
 #[path = "payload/expansion.rs"]
 mod expansion;
+// What is fuzzed is held against it, too, and more of what it reads: tests/fuzz.
+#[allow(dead_code, unreachable_pub)]
 #[path = "payload/go.rs"]
 mod go;
 #[path = "payload/hostile.rs"]

@@ -43,34 +43,37 @@ pub(super) fn translate(message: &[u8], at: usize, gauge: bool, out: &mut Vec<u8
     Ok(())
 }
 
-/// Whether a histogram without classic buckets is a native one: what Prometheus' scrape asks.
+/// Whether a histogram without classic buckets is a native one: what Prometheus' scrape asks. Of a field that repeats the last one
+/// counts, as it does for whoever reads what becomes of it.
 pub(super) fn is_native(message: &[u8], at: usize) -> Result<bool, WireError> {
     let mut cursor = Cursor::within(message, at);
-    let mut native = false;
+    let (mut zero_threshold, mut zero_count, mut zero_count_float, mut spans) = (0.0, 0, 0.0, false);
     while let Some(field) = cursor.field()? {
         match field.number {
-            6 | 8 => native |= double(&mut cursor, field)? > 0.0,
-            7 => native |= varint(&mut cursor, field)? > 0,
+            6 => zero_threshold = double(&mut cursor, field)?,
+            7 => zero_count = varint(&mut cursor, field)?,
+            8 => zero_count_float = double(&mut cursor, field)?,
             9 | 12 => {
-                native = true;
+                spans = true;
                 cursor.skip(field.wire)?;
             }
             _ => cursor.skip(field.wire)?,
         }
     }
-    Ok(native)
+    Ok(spans || zero_threshold > 0.0 || zero_count > 0 || zero_count_float > 0.0)
 }
 
 fn is_float(message: &[u8], at: usize) -> Result<bool, WireError> {
     let mut cursor = Cursor::within(message, at);
-    let mut float = false;
+    let (mut count, mut zero_count) = (0.0, 0.0);
     while let Some(field) = cursor.field()? {
         match field.number {
-            4 | 8 => float |= double(&mut cursor, field)? > 0.0,
+            4 => count = double(&mut cursor, field)?,
+            8 => zero_count = double(&mut cursor, field)?,
             _ => cursor.skip(field.wire)?,
         }
     }
-    Ok(float)
+    Ok(count > 0.0 || zero_count > 0.0)
 }
 
 /// Copies a field's value under the number `to`, checked against the definition on that side.

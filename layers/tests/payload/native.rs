@@ -117,6 +117,26 @@ fn wrong_wire_types_are_refused_and_never_forwarded() {
     }
 }
 
+/// Found by fuzzing: what made a histogram a native or a float one was any of a repeated field, and what went on the last one.
+#[test]
+fn of_a_repeated_field_the_last_one_says_what_a_histogram_is() {
+    let native = with(false, b"");
+    for number in [4, 8] {
+        let twice = [field_of(number, Fixed64, 1f64.to_bits()), field_of(number, Fixed64, 0)].concat();
+        let counted = [twice, field_of(1, Varint, 3), native.clone()].concat();
+        let sent = family(false, &counted).unwrap().translate(None).to_message();
+        assert_eq!(sole(&sent).count, Some(Count::CountInt(3)), "field {number}");
+    }
+    for (number, wire, one) in [(6, Fixed64, 1f64.to_bits()), (7, Varint, 1), (8, Fixed64, 1f64.to_bits())] {
+        let (one, zero) = (field_of(number, wire, one), field_of(number, wire, 0));
+        // Without buckets and not native: the bucket +Inf, the sum, and the count.
+        let classic = family(false, &[one.clone(), zero.clone()].concat()).unwrap();
+        assert_eq!(classic.series(), 3, "field {number}");
+        let native = family(false, &[zero, one].concat()).unwrap();
+        assert_eq!(native.series(), 1, "field {number}");
+    }
+}
+
 /// A native histogram, behind `field`.
 fn with(float: bool, field: &[u8]) -> Vec<u8> {
     let native = client::Histogram {

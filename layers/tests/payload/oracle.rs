@@ -1,4 +1,4 @@
-//! What prost reads in a message, and what labels must become.
+//! What prost reads in a message.
 
 use std::collections::BTreeMap;
 

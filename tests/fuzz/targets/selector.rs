@@ -1,0 +1,5 @@
+#![no_main]
+
+use infogw_fuzz::{selector, write_if_asked};
+
+libfuzzer_sys::fuzz_target!(init: write_if_asked(env!("CARGO_BIN_NAME")), |data: &[u8]| selector(data));
