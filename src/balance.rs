@@ -3,7 +3,8 @@
 //! The host of `--forward-url` may be a name of several addresses, as that of a headless service is. The name is looked up again from
 //! time to time, and while it stands for several, each request goes to the less busy one of two that are drawn. An address takes part
 //! once it could be connected to, until it cannot, or has answered nothing of several requests in a row: it is then tried by ourselves,
-//! less and less often, so that no request has to find out that it is back. While no address takes part, and while there is but one, a request goes to whatever the system finds.
+//! less and less often, so that no request has to find out that it is back. While no address takes part, and while there is but one, a
+//! request goes to whatever the system finds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -69,10 +69,11 @@ impl Retries {
                     retry_after(response.headers()).unwrap_or_default()
                 }
                 Err(error) if is_unsent(&**error) => Duration::ZERO,
-                _ => {
+                Ok(_) => {
                     attempts.answered();
                     return answer;
                 }
+                Err(_) => return answer,
             };
             let Some(pause) = attempts.failed() else { return answer };
             let at = Instant::now() + pause.max(asked);

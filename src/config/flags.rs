@@ -15,7 +15,7 @@ pub struct Flags {
     #[arg(long, value_name = "ADDRESS")]
     pub listen_internal: Option<String>,
 
-    /// File that holds the token without which the internal address reloads for nobody [default: it reloads for this host alone].
+    /// File that holds the token to be shown by whoever reloads through the internal address, which without one is for this host alone.
     #[arg(long, value_name = "FILE")]
     pub internal_token_file: Option<String>,
 
