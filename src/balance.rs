@@ -42,12 +42,27 @@ use tower::{
 
 use crate::{admin::metrics::upstream::UpstreamMetrics, client::HttpClient};
 
-/// How often the name is looked up.
-pub const LOOKUP_EVERY: Duration = Duration::from_secs(10);
+/// How addresses are followed.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// How often the name is looked up.
+    pub every: Duration,
+    /// What a request that is given up has waited for at least, to say something of its address: senders that hang up sooner are no
+    /// fault of the upstream's.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { every: Duration::from_secs(10), patience: Duration::from_secs(2) }
+    }
+}
+
 /// How long that may take.
 const LOOKUP: Duration = Duration::from_secs(5);
-/// How long connecting to one of several addresses may take: there has to be time for another.
-pub const CONNECT: Duration = Duration::from_secs(1);
+/// How long connecting to one of several addresses may take: there has to be time for another. More than the second after which a
+/// lost packet is sent again.
+pub const CONNECT: Duration = Duration::from_millis(1500);
 /// An address that cannot be connected to is tried again after this, then after twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -58,7 +73,7 @@ const WELL: Duration = Duration::from_secs(30);
 const FAILURES: u32 = 5;
 /// The most addresses that are used.
 const MOST: usize = 256;
-/// Failures and changes that are not dealt with yet.
+/// Failures that are not dealt with yet.
 const PENDING: usize = 64;
 
 type Answer = Result<Response<Incoming>, BoxError>;
@@ -84,7 +99,8 @@ impl Balanced {
     /// Over `plain`, until [followed](Self::follow) addresses are several; then over clients that `connect` makes, each for one
     /// address.
     pub fn new(plain: HttpClient, connect: impl Fn(SocketAddr) -> HttpClient + Send + Sync + 'static) -> Self {
-        let (changes, told) = mpsc::channel(PENDING);
+        // Every address may go, and as many be new.
+        let (changes, told) = mpsc::channel(2 * MOST);
         let pool = Pool {
             in_use: AtomicBool::new(false),
             balance: Mutex::new(Balance::new(Told(told))),
@@ -94,12 +110,12 @@ impl Balanced {
         Balanced { plain, pool: Arc::new(pool) }
     }
 
-    /// Looks up the host of `url` by `resolver`, now and `every` so often, in one of `tasks`, if it is a name.
+    /// Looks up the host of `url` by `resolver`, now and from time to time, in one of `tasks`, if it is a name.
     pub fn follow(
         &self,
         url: &Uri,
         resolver: impl Resolve,
-        every: Duration,
+        pace: Pace,
         tasks: &mut JoinSet<()>,
         metrics: UpstreamMetrics,
     ) {
@@ -113,7 +129,7 @@ impl Balanced {
             pool: Arc::clone(&self.pool),
             name: format!("{host}:{port}").into(),
             resolver: Arc::new(resolver),
-            every,
+            pace,
             addresses: BTreeMap::new(),
             failed,
             doing: JoinSet::new(),
@@ -212,52 +228,58 @@ struct Health {
     address: SocketAddr,
     /// In a row.
     failures: AtomicU32,
-    failed: mpsc::Sender<SocketAddr>,
+    failed: mpsc::Sender<Arc<Health>>,
+    patience: Duration,
 }
 
 impl Health {
-    fn new(address: SocketAddr, failed: mpsc::Sender<SocketAddr>) -> Arc<Self> {
-        Arc::new(Health { address, failures: AtomicU32::new(0), failed })
+    fn new(address: SocketAddr, failed: mpsc::Sender<Arc<Health>>, patience: Duration) -> Arc<Self> {
+        Arc::new(Health { address, failures: AtomicU32::new(0), failed, patience })
     }
 
-    fn ill(&self) {
+    /// A request got no answer.
+    fn failed(self: &Arc<Self>) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
+            self.ill();
+        }
+    }
+
+    fn ill(self: &Arc<Self>) {
         // Where there is no room, others have told.
-        let _ = self.failed.try_send(self.address);
+        let _ = self.failed.try_send(Arc::clone(self));
     }
 }
 
-/// A request that was not answered yet. One that is given up has failed.
-struct Unanswered(Option<Arc<Health>>);
+/// A request that was not answered yet. One that is given up has failed, unless whoever gave it up did not wait.
+struct Unanswered {
+    health: Option<Arc<Health>>,
+    since: Instant,
+}
 
 impl Unanswered {
+    fn at(health: &Arc<Health>) -> Self {
+        Unanswered { health: Some(Arc::clone(health)), since: Instant::now() }
+    }
+
     /// As a circuit takes it: a 500 shows that somebody is there, the others do not.
     fn ended(mut self, answer: &Result<Response<Incoming>, legacy::Error>) {
         use StatusCode as Status;
-        match answer {
-            Ok(response) => match response.status() {
-                Status::BAD_GATEWAY | Status::SERVICE_UNAVAILABLE | Status::GATEWAY_TIMEOUT => {}
-                _ => {
-                    if let Some(health) = self.0.take() {
-                        health.failures.store(0, Ordering::Relaxed);
-                    }
-                }
-            },
-            Err(error) if error.is_connect() => {
-                if let Some(health) = self.0.take() {
-                    health.ill();
-                }
-            }
-            Err(_) => {}
+        let Some(health) = self.health.take() else { return };
+        match answer.as_ref().map(Response::status) {
+            Ok(Status::BAD_GATEWAY | Status::SERVICE_UNAVAILABLE | Status::GATEWAY_TIMEOUT) => health.failed(),
+            Ok(_) => health.failures.store(0, Ordering::Relaxed),
+            Err(error) if error.is_connect() => health.ill(),
+            Err(_) => health.failed(),
         }
     }
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        if let Some(health) = self.0.take()
-            && health.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES
+        if let Some(health) = self.health.take()
+            && self.since.elapsed() >= health.patience
         {
-            health.ill();
+            health.failed();
         }
     }
 }
@@ -272,7 +294,7 @@ impl Service<Request<Full<Bytes>>> for Endpoint {
     }
 
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
-        let (answering, unanswered) = (self.client.call(request), Unanswered(Some(Arc::clone(&self.health))));
+        let (answering, unanswered) = (self.client.call(request), Unanswered::at(&self.health));
         Box::pin(async move {
             let answer = answering.await;
             unanswered.ended(&answer);
@@ -286,16 +308,16 @@ struct Follower {
     pool: Arc<Pool>,
     name: Arc<str>,
     resolver: Arc<dyn Resolve>,
-    every: Duration,
+    pace: Pace,
     addresses: BTreeMap<SocketAddr, Address>,
-    failed: mpsc::Sender<SocketAddr>,
+    failed: mpsc::Sender<Arc<Health>>,
     doing: JoinSet<Done>,
     metrics: UpstreamMetrics,
 }
 
 struct Address {
-    /// Since when it takes part.
-    since: Option<Instant>,
+    /// Since when it takes part, and what tells of it: what was sent before tells of what was there before.
+    since: Option<(Instant, Arc<Health>)>,
     /// After which it is tried again.
     pause: Duration,
 }
@@ -306,7 +328,7 @@ enum Done {
 }
 
 impl Follower {
-    async fn run(mut self, mut failures: mpsc::Receiver<SocketAddr>) {
+    async fn run(mut self, mut failures: mpsc::Receiver<Arc<Health>>) {
         self.look_up(Duration::ZERO);
         loop {
             tokio::select! {
@@ -314,10 +336,10 @@ impl Follower {
                     Ok(Done::LookedUp(found)) => self.looked_up(found),
                     Ok(Done::Tried(address, reached)) => self.tried(address, reached),
                     // A lookup that panicked is not the last.
-                    Err(error) if error.is_panic() => self.look_up(self.every),
+                    Err(error) if error.is_panic() => self.look_up(self.pace.every),
                     Err(_) => {}
                 },
-                Some(address) = failures.recv() => self.failed(address),
+                Some(health) = failures.recv() => self.failed(&health),
             }
             let up = self.addresses.values().filter(|address| address.since.is_some()).count();
             self.pool.in_use.store(up > 0, Ordering::Relaxed);
@@ -335,7 +357,7 @@ impl Follower {
     }
 
     fn looked_up(&mut self, found: io::Result<Vec<SocketAddr>>) {
-        self.look_up(self.every);
+        self.look_up(self.pace.every);
         let mut found: BTreeSet<_> = match found {
             Ok(found) if !found.is_empty() => found.into_iter().take(MOST).collect(),
             Ok(_) => return,
@@ -371,8 +393,8 @@ impl Follower {
         // It may have gone meanwhile, or come back and been tried twice.
         let Some(known) = self.addresses.get_mut(&address).filter(|known| known.since.is_none()) else { return };
         if reached {
-            known.since = Some(Instant::now());
-            let health = Health::new(address, self.failed.clone());
+            let health = Health::new(address, self.failed.clone(), self.pace.patience);
+            known.since = Some((Instant::now(), Arc::clone(&health)));
             let endpoint = Endpoint { client: (self.pool.connect)(address), health };
             self.pool.change(Change::Insert(address, PendingRequests::new(endpoint, CompleteOnResponse::default())));
         } else {
@@ -381,10 +403,11 @@ impl Follower {
         }
     }
 
-    fn failed(&mut self, address: SocketAddr) {
+    fn failed(&mut self, health: &Arc<Health>) {
+        let address = health.address;
         // Requests that fail together tell it once each.
         let Some(known) = self.addresses.get_mut(&address) else { return };
-        let Some(since) = known.since.take() else { return };
+        let Some((since, _)) = known.since.take_if(|(_, current)| Arc::ptr_eq(current, health)) else { return };
         if since.elapsed() >= WELL {
             known.pause = FIRST_PAUSE;
         }

@@ -7,9 +7,9 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
     admin::{self, Guard, Readiness, metrics::Metrics},
-    balance::LOOKUP_EVERY,
+    balance::Pace,
     client::{CONNECT, Clients, client},
-    config::{Authorizer, Config},
+    config::{Authorizer, Config, Connections},
     credentials::token_source,
     reload::Reloader,
     route::Router,
@@ -78,7 +78,7 @@ impl Gateway {
             let counted = metrics.oidc().map_err(|error| environment(error.to_string()))?;
             clients.credentials = Some(token_source(oidc, client, metrics.client("oauth", config.verbose), counted));
         }
-        clients.forward.follow(config.upstream.uri(), Dns, LOOKUP_EVERY, &mut followers, metrics.upstream.clone());
+        clients.forward.follow(config.upstream.uri(), Dns, Pace::default(), &mut followers, metrics.upstream.clone());
         let readiness = Readiness::default();
         Ok(Gateway {
             router: Router::new(config, metrics, &clients, readiness.clone()),
@@ -90,6 +90,7 @@ impl Gateway {
                 config.tls.internal.as_ref(),
                 metrics,
             )
+            .limits(Connections::internal())
             .counted(metrics.connections.listener("internal")),
             readiness,
             guard: Guard::new(config.internal_token_file.clone()),

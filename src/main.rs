@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use infogw_proxy::{
     commands::{Command, CommandLine, Exit, Failure, check, completions, explain, token},
-    config::{Config, Flags},
+    config::{Config, Connections, Flags},
     dev,
     gateway::{self, Gateway},
     log,
@@ -62,7 +62,8 @@ fn raise_descriptors(config: &Config) {
     let raised = Rlimit { current: limit.maximum, ..limit };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
     // Each request may have a connection of its own to the upstream, too.
-    let needed = (config.connections.most.get() + 2 * config.in_flight.get() + 64) as u64;
+    let needed =
+        (config.connections.most.get() + 2 * config.in_flight.get() + Connections::internal().most.get() + 64) as u64;
     if let Some(descriptors) = now.current.filter(|descriptors| *descriptors < needed) {
         tracing::warn!(
             descriptors,

@@ -1,7 +1,7 @@
-//! A forward that the upstream cannot have taken is tried again.
+//! A forward that reached nobody, or that the upstream says it did not take, is tried again.
 //!
-//! That is one that reached nobody, one of which nothing was sent, and one that was answered with 503. Whatever else goes wrong is the
-//! sender's to try again. Retries are paid for out of what the upstream has answered, so that they are never more than a part of
+//! That is one of which nothing was sent, and one that was answered with 503: some of its replicas may have taken that, which do not
+//! mind the same samples again. Whatever else goes wrong is the sender's to try again. Retries are paid for out of what the upstream has answered, so that they are never more than a part of
 //! its load, and next to nothing while it is down.
 
 use std::{

@@ -22,6 +22,7 @@ use hyper::{HeaderMap, Request, StatusCode};
 use infogw_layers::store::memcached::Resolve;
 use infogw_proxy::{
     admin::metrics::Metrics,
+    balance::Pace,
     client::Clients,
     config::{Config, Flags},
     retry::Retries,
@@ -30,7 +31,7 @@ use support::{Act, Faulty, ensure, eventually};
 use tokio::{sync::watch, task::JoinSet};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-const EVERY: Duration = Duration::from_millis(20);
+const PACE: Pace = Pace { every: Duration::from_millis(20), patience: Duration::from_millis(80) };
 
 /// What the name stands for; nothing while it cannot be looked up.
 #[derive(Clone, Default)]
@@ -84,7 +85,7 @@ impl Sender {
         let (clients, metrics) = (Clients::new(&config).unwrap(), Metrics::new().unwrap());
         let (names, mut following) = (Names::default(), JoinSet::new());
         let found = metrics.upstream.clone();
-        clients.forward.follow(config.upstream.uri(), names.clone(), EVERY, &mut following, found);
+        clients.forward.follow(config.upstream.uri(), names.clone(), PACE, &mut following, found);
         Sender { clients, metrics, names, url, _following: following }
     }
 
@@ -181,6 +182,29 @@ async fn a_dead_address_is_left_out_and_comes_back() {
     assert!((15..=60).contains(&third.requests()), "{} of 100", third.requests());
     let away = first.requests() + second.requests();
     assert!(away + third.requests() >= 300, "{away}");
+}
+
+/// Who hangs up at once says nothing of the upstream.
+#[tokio::test]
+async fn impatient_senders_leave_nobody_out() {
+    let (upstreams, sender) = three().await;
+    let (release, held) = watch::channel(false);
+    for upstream in &upstreams {
+        let held = held.clone();
+        upstream.set_script(move |_| Act::raw(OK).held(&held));
+    }
+    for _ in 0..120 {
+        let before = total(&upstreams);
+        let mut sent = JoinSet::new();
+        sent.spawn(sender.request());
+        arrived(&upstreams, before + 1).await;
+        sent.shutdown().await;
+    }
+    // Had five of them been enough to leave an address out, the others would have got no more.
+    let shares = upstreams.each_ref().map(Faulty::requests);
+    assert!(shares.iter().all(|share| (15..=70).contains(share)), "{shares:?}");
+    release.send_replace(true);
+    sender.send_ok(10).await;
 }
 
 /// One that takes connections and answers nothing looks idle. It is found out after a few requests.

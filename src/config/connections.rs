@@ -13,11 +13,12 @@ pub struct ConnectionFlags {
     /// Most connections to the public listener; more wait until one ends [default: 16384].
     #[arg(long, value_name = "CONNECTIONS")]
     pub limit_connections: Option<String>,
-    /// Most of them from one address, or one IPv6 network of 64 bits; more are closed at once; 0 is unlimited [default: 8192].
+    /// Most of them from one address, or one IPv6 network of 64 bits; more are closed at once; 0 is unlimited. Two can fill all places
+    /// with the default, which is for balancers in front; without those a tenth of it is enough [default: 8192].
     #[arg(long, value_name = "CONNECTIONS")]
     pub limit_connections_per_peer: Option<String>,
-    /// Most bytes of bodies that all requests together may buffer; past it they are refused with 503; 0 is unlimited [default:
-    /// 536870912].
+    /// Most bytes of bodies, as received and as written anew, that all requests together may buffer; past it they are refused with 503,
+    /// so give it more than the largest body; 0 is unlimited [default: 536870912].
     #[arg(long, value_name = "BYTES")]
     pub limit_buffered_bytes: Option<String>,
     /// Most bytes of a request's head; of HTTP/1.1 up to as many again that arrive together with the last of them [default: 65536].
@@ -43,7 +44,7 @@ pub struct ConnectionFlags {
     pub idle_timeout: Option<String>,
 }
 
-/// What they mean.
+/// What they mean. The internal listener has [its own](Connections::internal).
 #[derive(Debug, Clone)]
 pub struct Connections {
     /// Connections at once.
@@ -87,6 +88,13 @@ impl Default for Connections {
 }
 
 const LONGEST: Duration = Duration::from_secs(86_400);
+impl Connections {
+    /// Of the internal listener: few have to do with it.
+    pub fn internal() -> Self {
+        Connections { most: const { NonZeroUsize::new(256).unwrap() }, most_per_peer: None, ..Connections::default() }
+    }
+}
+
 /// Less than this HTTP/1.1 is not read with.
 const LEAST_HEADER_BYTES: usize = 8192;
 

@@ -15,7 +15,8 @@ pub struct Flags {
     #[arg(long, value_name = "ADDRESS")]
     pub listen_internal: Option<String>,
 
-    /// File that holds the token to be shown by whoever reloads through the internal address, which without one is for this host alone.
+    /// File that holds the token to be shown by whoever reloads through the internal address, which without one is for this host alone,
+    /// and for what a proxy on this host lets through.
     #[arg(long, value_name = "FILE")]
     pub internal_token_file: Option<String>,
 

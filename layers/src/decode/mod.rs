@@ -356,6 +356,8 @@ impl Received {
             if self.joined.capacity() - self.joined.len() < needed {
                 let believed = self.declared.min(BELIEVED.max(8 * so_far));
                 let more = needed.max(believed.saturating_sub(self.joined.len()));
+                // At least twice as much room as there was: so much is made, asked for or not.
+                let more = more.max((2 * self.joined.capacity()).saturating_sub(self.joined.len()));
                 self.reserve(self.joined.len() + more)?;
                 self.joined.reserve(more);
             }
@@ -606,6 +608,21 @@ mod tests {
         answer.send(()).unwrap();
         small.await.unwrap();
         assert_eq!(budget.reserved(), 0);
+
+        // One that does not say how long it is: what is reserved is what there is room for.
+        let mut unsaid = Received {
+            limit: usize::MAX,
+            declared: 0,
+            chunk: Bytes::new(),
+            joined: BytesMut::new(),
+            reserved: Some(budget.reserve(0).unwrap()),
+        };
+        for _ in 0..1000 {
+            unsaid.push(Bytes::from_static(b"0123456789abcdef")).unwrap();
+            assert!(budget.reserved() >= unsaid.joined.capacity().max(unsaid.chunk.len()));
+        }
+        assert_eq!(unsaid.finish().len(), 16_000);
+        drop(unsaid);
 
         // Without a budget there is none.
         let free = DecodeLayer::new(WriteRequestDecoder::default())
