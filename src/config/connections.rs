@@ -87,7 +87,6 @@ impl Default for Connections {
     }
 }
 
-const LONGEST: Duration = Duration::from_secs(86_400);
 impl Connections {
     /// Of the internal listener: few have to do with it.
     pub fn internal() -> Self {
@@ -95,6 +94,8 @@ impl Connections {
     }
 }
 
+/// The longest of the times.
+const LONGEST: Duration = Duration::from_secs(86_400);
 /// Less than this HTTP/1.1 is not read with.
 const LEAST_HEADER_BYTES: usize = 8192;
 
