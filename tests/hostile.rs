@@ -54,6 +54,7 @@ async fn bad_input() {
     let before = world.gateway.peak_memory();
 
     let upload_token = world.token(SENDER).await;
+    truncations::check(&world, &upload_token).await;
     let areas = [
         messages::rows(),
         labels::rows(),
@@ -72,7 +73,6 @@ async fn bad_input() {
         }
     }
     assert!(failed.is_empty(), "{} rows: {failed:#?}", failed.len());
-    truncations::check(&world, &upload_token).await;
 
     // It lives, and is not fat.
     good(&world).await;

@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// So many at once.
-const AT_ONCE: usize = 8;
+/// So many at once: few enough that a debug build on a busy machine does not find itself overloaded.
+const AT_ONCE: usize = 4;
 
 /// A body at its full length, and how it is sent.
 struct Whole {

@@ -26,6 +26,10 @@ const LET_GO_AFTER: u64 = 1_000_000;
 /// What overload of others' making lasts at least.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// What a turn may take, in nanoseconds, and count in full however short others are; and how often what they take, where that is longer.
+const COUNTS_IN_FULL: u64 = 1_000_000;
+const MOST_TO_AVERAGE: u64 = 4;
+
 /// The queue for what payloads cost of the processors: as many are decoded, and worked on until they wait for others, as there are
 /// processors; the rest wait in the order in which their bodies were whole. Clones are one queue, for all stacks of a process.
 ///
@@ -33,8 +37,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// can be carried every request becomes too late to be of use. With it whoever would wait for more work than the bound is refused as
 /// `overloaded`: before its body is read where [`RefuseWhileLong`] stands at the head of the stack, behind it otherwise.
 ///
-/// The work is estimated: requests that wait, times what the last ones took (a moving average). What else a processor does meanwhile,
-/// such as reading bodies and refusing, comes on top of it.
+/// The work is estimated: requests that wait, times what the last ones took (a moving average). One that takes much longer than others,
+/// as it is large or its thread was held up, counts for a part of it: it says little of those that wait. What else a processor does
+/// meanwhile, such as reading bodies and refusing, comes on top of it.
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Queue>);
 
@@ -156,8 +161,9 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let Queue { average, since_let_go, .. } = &*self.turns.0;
         let (before, took) = (average.load(Ordering::Relaxed), self.began.elapsed().as_nanos() as u64);
+        let counted = took.min(before.saturating_mul(MOST_TO_AVERAGE).saturating_add(COUNTS_IN_FULL));
         // Of two at once one may be lost, which does no harm to an average.
-        average.store(before - before / 16 + took / 16, Ordering::Relaxed);
+        average.store(before - before / 16 + counted / 16, Ordering::Relaxed);
         since_let_go.fetch_add(took, Ordering::Relaxed);
     }
 }
@@ -283,12 +289,32 @@ mod tests {
         assert!(matches!(poll(&mut second), Poll::Ready(Ok(()))));
     }
 
+    /// One that began so long ago.
+    fn turn_of(turns: &Turns, took: Duration) -> Turn {
+        let mut turn = turn(turns);
+        turn.began = Instant::now().checked_sub(took).unwrap();
+        turn
+    }
+
     #[tokio::test]
     async fn the_average_follows_what_turns_take() {
         let turns = one_processor(Duration::from_secs(1), Duration::from_secs(1));
+        let average = || Duration::from_nanos(turns.0.average.load(Ordering::Relaxed));
         for _ in 0..200 {
             drop(turn(&turns));
         }
-        assert!(turns.0.average.load(Ordering::Relaxed) < Duration::from_millis(100).as_nanos() as u64);
+        assert!(average() < Duration::from_millis(100));
+        for _ in 0..100 {
+            drop(turn_of(&turns, Duration::from_secs(1)));
+        }
+        assert!(average() > Duration::from_millis(900));
+    }
+
+    #[tokio::test]
+    async fn one_long_turn_does_not_make_those_behind_it_long() {
+        let turns = one_processor(Duration::from_millis(10), Duration::from_micros(100));
+        drop(turn_of(&turns, Duration::from_secs(5)));
+        let places: Vec<_> = (0..20).map(|_| turns.join()).collect();
+        assert!(places.iter().all(Result::is_ok), "{:?}", turns.0.average);
     }
 }
