@@ -16,8 +16,9 @@
 //! was due, at half of saturation: of the rate at which they would keep a core busy, or of what was reached where that is less. At twice
 //! that rate what is accepted and what is refused is told apart.
 //!
-//! `--subjects` picks what is driven of these, `--sections` what is run: `table` and `overload` by default; `series`, `rules` and `clusters` vary one number each, `memory`
-//! counts what connections and requests in flight hold, `all` is all. `--json FILE` writes the figures as well.
+//! `--subjects` picks what is driven of these, `--sections` what is run: `table` and `overload` by default; `series`, `rules` and `clusters`
+//! vary one number each, `memory` counts what connections and requests in flight hold, `slow` has 10,000 slow connections beside those
+//! that behave, `all` is all. `--json FILE` writes the figures as well.
 //! `-- --test` runs it all for an instant and says nothing of the cost.
 
 // Turns last a while, and a child process that begins to listen tells nobody.
@@ -28,6 +29,7 @@ mod process;
 mod proxy;
 mod report;
 mod sections;
+mod slow;
 mod subject;
 #[path = "../telemetry/mod.rs"]
 mod telemetry;
@@ -124,6 +126,8 @@ pub(crate) enum Section {
     Clusters,
     /// Idle connections and requests in flight.
     Memory,
+    /// Latency beside 10,000 slow connections.
+    Slow,
     /// All of them.
     All,
 }
@@ -137,6 +141,8 @@ enum Role {
     Upstream(upstream::Arguments),
     #[command(hide = true)]
     Proxy(proxy::Arguments),
+    #[command(hide = true)]
+    Slow(slow::Arguments),
 }
 
 impl Plan {
@@ -151,6 +157,7 @@ fn main() -> ExitCode {
         Some(Role::Load { spec }) => load::run(&spec),
         Some(Role::Upstream(arguments)) => upstream::run(&arguments),
         Some(Role::Proxy(arguments)) => proxy::run(arguments),
+        Some(Role::Slow(arguments)) => slow::run(&arguments),
         None => {
             if plan.test {
                 (plan.rounds, plan.seconds, plan.sections) = (1, 0.1, vec![Section::All]);

@@ -94,6 +94,11 @@ impl Process {
         Ok(fs::write(self.proc("clear_refs"), "5")?)
     }
 
+    /// Descriptors that it has open.
+    pub(crate) fn descriptors(&self) -> Outcome<usize> {
+        Ok(fs::read_dir(self.proc("fd"))?.count())
+    }
+
     fn status(&self, key: &str) -> Outcome<f64> {
         let status = fs::read_to_string(self.proc("status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix(key)).ok_or("/proc/PID/status")?;

@@ -28,6 +28,9 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Outcome<()> {
     if plan.has(Section::Memory) {
         memory(plan, report)?;
     }
+    if plan.has(Section::Slow) {
+        slow(plan, report)?;
+    }
     Ok(())
 }
 
@@ -313,6 +316,61 @@ fn memory(plan: &Plan, report: &mut Report) -> Outcome<()> {
     report.table(
         "in flight",
         &format!("{requests} requests in flight at once, of an upstream that takes its time"),
+        &columns,
+        &rows,
+    );
+    Ok(())
+}
+
+/// Two gateways of each kind under the same load, one of which has slow connections besides.
+fn slow(plan: &Plan, report: &mut Report) -> Outcome<()> {
+    let connections = if plan.test { 50 } else { 10_000 };
+    let world = World::new(plan, false)?;
+    let mut rows = Vec::new();
+    for kind in OURS {
+        let subjects = [
+            Subject::start(kind, &world, &Setup::of(plan))?,
+            Subject::start(kind, &world, &Setup { patient: true, ..Setup::of(plan) })?,
+        ];
+        warm_up(plan, &subjects)?;
+        // One that ends as it is dropped.
+        let _slow = subjects[1].slow_connections(connections)?;
+        let closed = Arrivals::Closed { connections: plan.connections };
+        let full = take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, closed))?;
+        let half = Arrivals::Open { rate: full[0].rate() / 2.0, connections: plan.open_connections };
+        let turns = take_turns(plan, &subjects, |_, subject| subject.spec(plan, half))?;
+        let [quiet, beside] = [&turns[0], &turns[1]];
+        let p99 = |turns: &Turns| turns.median(|turn| turn.counted.accepted.p99);
+        rows.push(vec![
+            Cell::Text(kind.name().to_owned()),
+            Cell::Number(full[0].rate() / 2.0, 0),
+            Cell::Number(quiet.cpu(), 0),
+            Cell::Number(beside.cpu(), 0),
+            Cell::Number(quiet.median(|turn| turn.counted.accepted.p50), 2),
+            Cell::Number(beside.median(|turn| turn.counted.accepted.p50), 2),
+            Cell::Number(p99(quiet), 2),
+            Cell::Number(p99(beside), 2),
+            Cell::Number(p99(beside) / p99(quiet), 2),
+            Cell::Number(beside.median(|turn| turn.counted.refused.requests as f64), 0),
+            Cell::Number(subjects[1].descriptors()? as f64, 0),
+        ]);
+    }
+    let columns = [
+        "subject",
+        "requests/s",
+        "quiet CPU µs",
+        "beside CPU µs",
+        "quiet p50 ms",
+        "beside p50 ms",
+        "quiet p99 ms",
+        "beside p99 ms",
+        "p99 to quiet",
+        "refused",
+        "descriptors",
+    ];
+    report.table(
+        "slow",
+        &format!("At half of what is reached, beside {connections} slow connections"),
         &columns,
         &rows,
     );

@@ -101,12 +101,14 @@ pub(crate) struct Setup {
     pub(crate) rules: usize,
     /// Its upstream takes its time.
     pub(crate) slow: bool,
+    /// It hangs up on no slow connection as long as the bench lasts.
+    pub(crate) patient: bool,
     pub(crate) against: Option<PathBuf>,
 }
 
 impl Setup {
     pub(crate) fn of(plan: &Plan) -> Self {
-        Setup { rules: plan.rules, slow: false, against: plan.against.clone() }
+        Setup { rules: plan.rules, slow: false, patient: false, against: plan.against.clone() }
     }
 }
 
@@ -176,6 +178,20 @@ impl Subject {
         }
     }
 
+    /// Opens slow connections to it, which last as long as the process that is returned.
+    pub(crate) fn slow_connections(&self, connections: usize) -> Outcome<Process> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["slow", "--target", &self.address.to_string(), "--connections", &connections.to_string()]);
+        let mut process = Process::start(&command, self.cores, None)?;
+        process.line()?;
+        Ok(process)
+    }
+
+    /// What it has open.
+    pub(crate) fn descriptors(&self) -> Outcome<usize> {
+        self.process.descriptors()
+    }
+
     pub(crate) fn load_as(&self, spec: &Spec) -> Outcome<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["load", &serde_json::to_string(spec)?]);
@@ -229,6 +245,9 @@ fn gateway(kind: Kind, world: &World, setup: &Setup, listen: [SocketAddr; 2], fo
         // Limits that are looked at and not met.
         command.args(["--limit-receive-requests-per-second", "1000000"]);
         command.args(["--limit-receive-samples-per-second", "1000000000"]);
+    }
+    if setup.patient {
+        command.args(["--limit-connections-per-peer=0", "--header-timeout=1h", "--body-timeout=1h"]);
     }
     match kind {
         Kind::Rewrite => drop(command.args(["--receive-elide-label", REPLICA])),
