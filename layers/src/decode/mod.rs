@@ -21,6 +21,7 @@
 //! # Ok(()) }
 //! ```
 
+mod error;
 mod families;
 mod fields;
 mod float;
@@ -28,23 +29,22 @@ mod label;
 mod limits;
 mod metric_families;
 mod native_histogram;
+mod received;
 mod snappy;
 pub mod text;
 mod turns;
 mod write_request;
 
 use std::{
-    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, Request, header, request::Parts};
 use http_body::{Body, SizeHint};
-use infogw_proto::wire::WireError;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 use tower::util::Oneshot;
@@ -55,11 +55,13 @@ use crate::{
     budget::{BufferBudget, Reservation},
     describe::{Describe, Row},
     payload::LARGEST_PAYLOAD,
-    rejection::{Reason, Rejection, excerpt},
+    rejection::{Reason, Rejection},
 };
 
+pub use error::DecodeError;
 pub use limits::DecodeLimits;
 pub use metric_families::MetricFamiliesDecoder;
+use received::Received;
 use turns::Waiting;
 pub use turns::{RefuseWhileLong, Turns};
 pub use write_request::WriteRequestDecoder;
@@ -89,114 +91,6 @@ pub trait Decoder {
     /// # Errors
     /// What is wrong with the body.
     fn decode(&self, format: Self::Format, body: Bytes) -> Result<Self::Payload, DecodeError>;
-}
-
-/// Why a body is refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// 415: the content type is none of those taken.
-    #[error("content type `{}` is not taken here; send {takes}", excerpt(found))]
-    MediaType {
-        /// What the request says.
-        found: String,
-        /// What it may say.
-        takes: &'static str,
-    },
-    /// 415: the content encoding is none of those taken.
-    #[error("content encoding `{}` is not taken here; send {takes}", excerpt(found))]
-    Encoding {
-        /// What the request says.
-        found: String,
-        /// What it may say.
-        takes: &'static str,
-    },
-    /// 413: too many bytes.
-    #[error("the {what} is {}; send less at a time", Over { found: *size, limit: *limit, unit: "bytes" })]
-    TooLarge {
-        /// "body", "decoded body" or "body with its histograms expanded".
-        what: &'static str,
-        /// Its size in bytes, unless it was not read to its end.
-        size: Option<u64>,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// 413: too many series.
-    #[error("the request has {}; send fewer at a time", Over { found: *count, limit: *limit, unit: "series" })]
-    TooManySeries {
-        /// How many, unless what follows cannot be read.
-        count: Option<u64>,
-        /// The limit.
-        limit: usize,
-    },
-    /// 413: too many samples.
-    #[error("the request has {}; send fewer at a time", Over { found: *count, limit: *limit, unit: "samples" })]
-    TooManySamples {
-        /// How many, unless what follows cannot be read.
-        count: Option<u64>,
-        /// The limit.
-        limit: usize,
-    },
-    /// 500: nobody said what may be decoded of this request.
-    #[error("nobody set the limits of this request")]
-    NoLimits,
-    /// 400: the body broke off.
-    #[error("the body broke off; send it whole")]
-    Body,
-    /// 503: the body did not arrive in time.
-    #[error("the body did not arrive within {} s", .0.as_secs())]
-    Timeout(Duration),
-    /// 400: not what the head says it is.
-    #[error("{0}")]
-    Malformed(String),
-    /// 400: series that break a limit.
-    #[error("{0}")]
-    InvalidSeries(String),
-    /// 400: series without a usable timestamp.
-    #[error("{0}")]
-    Timestamp(String),
-}
-
-/// A value and the limit that it is over.
-struct Over {
-    found: Option<u64>,
-    limit: usize,
-    unit: &'static str,
-}
-
-impl fmt::Display for Over {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Over { found, limit, unit } = self;
-        match found {
-            Some(found) => write!(f, "{found} {unit}, at most {limit} are taken"),
-            None => write!(f, "more than {limit} {unit}, the most that is taken"),
-        }
-    }
-}
-
-impl From<DecodeError> for Rejection {
-    fn from(error: DecodeError) -> Self {
-        let reason = match error {
-            DecodeError::MediaType { .. } => Reason::MediaType,
-            DecodeError::Encoding { .. } => Reason::Encoding,
-            DecodeError::TooLarge { .. } => Reason::TooLarge,
-            DecodeError::TooManySeries { .. } => Reason::TooManySeries,
-            DecodeError::TooManySamples { .. } => Reason::TooManySamples,
-            DecodeError::NoLimits => Reason::Internal,
-            DecodeError::Body => Reason::Body,
-            DecodeError::Timeout(_) => Reason::BodyTimeout,
-            DecodeError::Malformed(_) => Reason::Malformed,
-            DecodeError::InvalidSeries(_) => Reason::InvalidSeries,
-            DecodeError::Timestamp(_) => Reason::Timestamp,
-        };
-        Rejection::new(reason, error.to_string()).by(NAME)
-    }
-}
-
-impl From<WireError> for DecodeError {
-    fn from(error: WireError) -> Self {
-        DecodeError::Malformed(format!("the body is not the protobuf message it should be: {error}"))
-    }
 }
 
 /// Decodes request bodies.
@@ -321,62 +215,7 @@ fn begin<D: Decoder>(
         return Err(DecodeError::TooLarge { what: "body", size: declared.exact(), limit }.into());
     }
     let declared = declared.exact().map_or(0, |size| size as usize);
-    // As much as will be believed of it: whoever has no place for that is told before it sends.
-    let reserved = budget.map(|budget| budget.reserve(declared.min(BELIEVED))).transpose();
-    let reserved = reserved.map_err(|rejection| rejection.by(NAME))?;
-    Ok((format, Received { limit, declared, chunk: Bytes::new(), joined: BytesMut::new(), reserved }))
-}
-
-/// A body as it arrives, counted. One that comes in a single chunk is not copied.
-struct Received {
-    limit: usize,
-    /// How long it says it is, 0 if it does not.
-    declared: usize,
-    chunk: Bytes,
-    joined: BytesMut,
-    /// Room for both in a budget.
-    reserved: Option<Reservation>,
-}
-
-/// A body is believed to become this long if it says so; and, once it is longer than an eighth of it, eight times what is there.
-const BELIEVED: usize = 4 << 10;
-
-impl Received {
-    fn push(&mut self, mut data: impl Buf) -> Result<(), Rejection> {
-        let len = data.remaining();
-        let so_far = self.chunk.len() + self.joined.len();
-        if len > self.limit - so_far {
-            return Err(DecodeError::TooLarge { what: "body", size: None, limit: self.limit }.into());
-        }
-        if so_far == 0 {
-            self.reserve(len)?;
-            self.chunk = data.copy_to_bytes(len);
-        } else {
-            let needed = self.chunk.len() + len;
-            if self.joined.capacity() - self.joined.len() < needed {
-                let believed = self.declared.min(BELIEVED.max(8 * so_far));
-                let more = needed.max(believed.saturating_sub(self.joined.len()));
-                // At least twice as much room as there was: so much is made, asked for or not.
-                let more = more.max((2 * self.joined.capacity()).saturating_sub(self.joined.len()));
-                self.reserve(self.joined.len() + more)?;
-                self.joined.reserve(more);
-            }
-            self.joined.put(std::mem::take(&mut self.chunk));
-            self.joined.put(data);
-        }
-        Ok(())
-    }
-
-    /// Room for `bytes` in all.
-    fn reserve(&mut self, bytes: usize) -> Result<(), Rejection> {
-        let Some(reserved) = &mut self.reserved else { return Ok(()) };
-        let more = bytes.saturating_sub(reserved.bytes());
-        if more == 0 { Ok(()) } else { reserved.grow(more).map_err(|rejection| rejection.by(NAME)) }
-    }
-
-    fn finish(&mut self) -> Bytes {
-        if self.joined.is_empty() { std::mem::take(&mut self.chunk) } else { self.joined.split().freeze() }
-    }
+    Ok((format, Received::new(limit, declared, budget)?))
 }
 
 /// What is to be done once the body is here.
@@ -482,11 +321,12 @@ where
                     },
                     Poll::Ready(Some(Err(_))) => State::refused(DecodeError::Body),
                     Poll::Ready(None) => {
-                        *_reserved = received.reserved.take();
+                        let (received, reserved) = received.finish();
+                        *_reserved = reserved;
                         match (work.take(), turns.as_ref().map(Turns::join)) {
                             (None, _) => return Poll::Pending,
-                            (Some(work), None) => work.begin(received.finish()),
-                            (work, Some(Ok(turn))) => State::Waiting { turn, received: received.finish(), work },
+                            (Some(work), None) => work.begin(received),
+                            (work, Some(Ok(turn))) => State::Waiting { turn, received, work },
                             (_, Some(Err(rejection))) => State::refused(rejection.by(NAME)),
                         }
                     }
@@ -525,7 +365,7 @@ fn content_encoding(headers: &HeaderMap) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{received::BELIEVED, *};
     use crate::payload::WriteRequest;
     use http_body::Frame;
     use http_body_util::Full;
@@ -608,21 +448,6 @@ mod tests {
         answer.send(()).unwrap();
         small.await.unwrap();
         assert_eq!(budget.reserved(), 0);
-
-        // One that does not say how long it is: what is reserved is what there is room for.
-        let mut unsaid = Received {
-            limit: usize::MAX,
-            declared: 0,
-            chunk: Bytes::new(),
-            joined: BytesMut::new(),
-            reserved: Some(budget.reserve(0).unwrap()),
-        };
-        for _ in 0..1000 {
-            unsaid.push(Bytes::from_static(b"0123456789abcdef")).unwrap();
-            assert!(budget.reserved() >= unsaid.joined.capacity().max(unsaid.chunk.len()));
-        }
-        assert_eq!(unsaid.finish().len(), 16_000);
-        drop(unsaid);
 
         // Without a budget there is none.
         let free = DecodeLayer::new(WriteRequestDecoder::default())
