@@ -3,8 +3,9 @@
 //! The host of `--forward-url` may be a name of several addresses, as that of a headless service is. The name is looked up again from
 //! time to time, and while it stands for several, each request goes to the less busy one of two that are drawn. An address takes part
 //! once it could be connected to, until it cannot, or has answered nothing of several requests in a row: it is then tried by ourselves,
-//! less and less often, so that no request has to find out that it is back. While no address takes part, and while there is but one, a
-//! request goes to whatever the system finds.
+//! less and less often, so that no request has to find out that it is back. Those that can be connected to are left out only while half
+//! of all addresses stay: where most fail, those that are left would get the load of all. While no address takes part, and while there
+//! is but one, a request goes to whatever the system finds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -228,25 +229,33 @@ struct Health {
     address: SocketAddr,
     /// In a row.
     failures: AtomicU32,
-    failed: mpsc::Sender<Arc<Health>>,
+    failed: mpsc::Sender<Failed>,
     patience: Duration,
 }
 
+/// An address failed.
+enum Failed {
+    /// It cannot be connected to.
+    Unreachable(Arc<Health>),
+    /// It leaves requests without an answer.
+    Unanswering(Arc<Health>),
+}
+
 impl Health {
-    fn new(address: SocketAddr, failed: mpsc::Sender<Arc<Health>>, patience: Duration) -> Arc<Self> {
+    fn new(address: SocketAddr, failed: mpsc::Sender<Failed>, patience: Duration) -> Arc<Self> {
         Arc::new(Health { address, failures: AtomicU32::new(0), failed, patience })
     }
 
     /// A request got no answer.
     fn failed(self: &Arc<Self>) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES {
-            self.ill();
+            self.tell(Failed::Unanswering);
         }
     }
 
-    fn ill(self: &Arc<Self>) {
+    fn tell(self: &Arc<Self>, failed: fn(Arc<Self>) -> Failed) {
         // Where there is no room, others have told.
-        let _ = self.failed.try_send(Arc::clone(self));
+        let _ = self.failed.try_send(failed(Arc::clone(self)));
     }
 }
 
@@ -268,7 +277,7 @@ impl Unanswered {
         match answer.as_ref().map(Response::status) {
             Ok(Status::BAD_GATEWAY | Status::SERVICE_UNAVAILABLE | Status::GATEWAY_TIMEOUT) => health.failed(),
             Ok(_) => health.failures.store(0, Ordering::Relaxed),
-            Err(error) if error.is_connect() => health.ill(),
+            Err(error) if error.is_connect() => health.tell(Failed::Unreachable),
             Err(_) => health.failed(),
         }
     }
@@ -310,7 +319,7 @@ struct Follower {
     resolver: Arc<dyn Resolve>,
     pace: Pace,
     addresses: BTreeMap<SocketAddr, Address>,
-    failed: mpsc::Sender<Arc<Health>>,
+    failed: mpsc::Sender<Failed>,
     doing: JoinSet<Done>,
     metrics: UpstreamMetrics,
 }
@@ -328,7 +337,7 @@ enum Done {
 }
 
 impl Follower {
-    async fn run(mut self, mut failures: mpsc::Receiver<Arc<Health>>) {
+    async fn run(mut self, mut failures: mpsc::Receiver<Failed>) {
         self.look_up(Duration::ZERO);
         loop {
             tokio::select! {
@@ -339,9 +348,9 @@ impl Follower {
                     Err(error) if error.is_panic() => self.look_up(self.pace.every),
                     Err(_) => {}
                 },
-                Some(health) = failures.recv() => self.failed(&health),
+                Some(failed) = failures.recv() => self.failed(&failed),
             }
-            let up = self.addresses.values().filter(|address| address.since.is_some()).count();
+            let up = self.up();
             self.pool.in_use.store(up > 0, Ordering::Relaxed);
             self.metrics.addresses(up, self.addresses.len() - up);
         }
@@ -403,7 +412,19 @@ impl Follower {
         }
     }
 
-    fn failed(&mut self, health: &Arc<Health>) {
+    /// How many take part.
+    fn up(&self) -> usize {
+        self.addresses.values().filter(|address| address.since.is_some()).count()
+    }
+
+    fn failed(&mut self, failed: &Failed) {
+        let health = match failed {
+            Failed::Unanswering(health) if 2 * self.up().saturating_sub(1) < self.addresses.len() => {
+                health.failures.store(0, Ordering::Relaxed);
+                return;
+            }
+            Failed::Unreachable(health) | Failed::Unanswering(health) => health,
+        };
         let address = health.address;
         // Requests that fail together tell it once each.
         let Some(known) = self.addresses.get_mut(&address) else { return };

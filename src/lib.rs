@@ -113,7 +113,7 @@ mod tests {
         let circuit = authorizers::circuit(metrics);
         let limits = crate::limits::Limits::new(&config, metrics);
         let stacks = [
-            ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &circuit))),
+            ("/authorize", rows(&stack::authorize(&config, metrics, &clients, &circuit, &limits))),
             ("/upload", rows(&stack::upload(&config, metrics, &clients, &limits))),
             ("/metrics/v1/receive", rows(&stack::receive(&config, metrics, &clients, &circuit, &limits))),
         ];

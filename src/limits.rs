@@ -9,7 +9,7 @@ use std::{
 };
 
 use infogw_layers::{
-    budget::BufferBudget,
+    budget::{BufferBudget, HeadLayer},
     circuit::Circuit,
     decode::Turns,
     rate_limit::{LocalLimiter, RateLimitLayer, shared::SharedLimiter},
@@ -45,6 +45,8 @@ pub struct Limits {
     rates: Arc<[Limiter; Limit::ALL.len()]>,
     turns: Turns,
     budget: Option<BufferBudget>,
+    /// Headers of a request.
+    headers: usize,
 }
 
 struct Limiter {
@@ -85,7 +87,8 @@ impl Limits {
         let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let budget = config.connections.buffered.map(|bytes| BufferBudget::new(bytes.get()));
         budget.iter().for_each(|budget| metrics.connections.budget(budget));
-        let limits = Limits { rates, budget, turns: Turns::new(processors, LONGEST_QUEUE) };
+        let limits =
+            Limits { rates, budget, headers: config.connections.headers, turns: Turns::new(processors, LONGEST_QUEUE) };
         // Replicas whose keys are rotated in their files go on counting together.
         for shared in limits.rates.iter().filter_map(|limiter| limiter.shared.clone()) {
             config.keys.on_new_secret(SECRET.to_owned(), move |secret| shared.set_secret(secret));
@@ -93,7 +96,12 @@ impl Limits {
         limits
     }
 
-    /// What bodies may take of memory, all together.
+    /// How many headers a request may have, and what its head may take of the budget.
+    pub fn heads(&self) -> HeadLayer {
+        HeadLayer::new(self.headers).budget(self.budget.clone())
+    }
+
+    /// What requests may take of memory, all together.
     pub fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }

@@ -1,6 +1,13 @@
 //! Logs as telemeter-server writes them: logfmt on stderr, `msg` and then fields, so that what people grep for stays.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use tracing::{
     Event, Level, Subscriber,
@@ -20,6 +27,34 @@ pub fn init(level: Level) {
         .event_format(Logfmt)
         .finish();
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Lets through one line a second, of lines that others can bring about as often as they like.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    /// Milliseconds from the first line of this process; 0: there was none yet.
+    next: AtomicU64,
+    held_back: AtomicU64,
+}
+
+impl Seldom {
+    /// Whether a line is let through: how many were not since the last one.
+    pub(crate) fn pass(&self) -> Option<u64> {
+        static SINCE: LazyLock<Instant> = LazyLock::new(Instant::now);
+        self.pass_at(SINCE.elapsed().as_millis() as u64)
+    }
+
+    fn pass_at(&self, now: u64) -> Option<u64> {
+        let next = self.next.load(Ordering::Relaxed);
+        // Of those that come at once one is let through.
+        let passes =
+            now >= next && self.next.compare_exchange(next, now + 1000, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if passes {
+            return Some(self.held_back.swap(0, Ordering::Relaxed));
+        }
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+        None
+    }
 }
 
 struct Logfmt;
@@ -81,4 +116,16 @@ fn quoted(value: &str) -> String {
 /// Go's `%q`, near enough: one line, whatever a client put into it.
 fn always_quoted(value: &str) -> String {
     format!("{value:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_second_is_let_through() {
+        let seldom = Seldom::default();
+        let passed: Vec<_> = [0, 1, 999, 1000, 1001, 5000, 5999, 6000].iter().map(|&now| seldom.pass_at(now)).collect();
+        assert_eq!(passed, [Some(0), None, None, Some(2), None, Some(1), None, Some(1)]);
+    }
 }

@@ -63,7 +63,7 @@ impl Router {
         let circuit = authorizers::circuit(metrics);
         let limits = Limits::new(config, metrics);
         Router(Arc::new(Routes {
-            authorize: boxed(stack::authorize(config, metrics, clients, &circuit)),
+            authorize: boxed(stack::authorize(config, metrics, clients, &circuit, &limits)),
             upload: boxed(stack::upload(config, metrics, clients, &limits)),
             receive: boxed(stack::receive(config, metrics, clients, &circuit, &limits)),
             other: BoxCloneSyncService::new(stack::drain().layer(other)),

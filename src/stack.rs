@@ -60,6 +60,8 @@ pub fn upload<B: RequestBody>(
         .layer(FilterLayer::new(PostOnly))
         // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
         .layer(FilterLayer::new(limits.turns().refuse_while_long()))
+        // Before whatever keeps the head for longer than it takes to look at it.
+        .layer(limits.heads())
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, authorizers::tokens(config, metrics, handler)))
         // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
@@ -108,6 +110,8 @@ pub fn receive<B: RequestBody>(
         .layer(FilterLayer::new(PostOnly))
         // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
         .layer(FilterLayer::new(limits.turns().refuse_while_long()))
+        // Before whatever keeps the head for longer than it takes to look at it.
+        .layer(limits.heads())
         // Before whatever is checked against an identity, and before the body costs memory and time.
         .layer(AuthorizeLayer::new(
             SenderSource::new(config),
@@ -146,6 +150,7 @@ pub fn authorize<B: RequestBody>(
     metrics: &'static Metrics,
     clients: &Clients,
     circuit: &Circuit,
+    limits: &Limits,
 ) -> impl Stack<B> {
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(config.keys.signer().clone(), config.token_lifetime, config.partition_label.clone());
@@ -158,8 +163,16 @@ pub fn authorize<B: RequestBody>(
         .layer(RespondLayer::new().observed_by(handler))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
+        // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
+        .layer(FilterLayer::new(limits.turns().refuse_while_long()))
+        // Before whatever keeps the head for longer than it takes to look at it.
+        .layer(limits.heads())
         // Before Authorize: the cluster to authorize may stand in the form.
-        .layer(DecodeLayer::new(RegistrationDecoder).timeout(config.connections.body_timeout))
+        .layer(
+            DecodeLayer::new(RegistrationDecoder)
+                .timeout(config.connections.body_timeout)
+                .budget(limits.budget().cloned()),
+        )
         // Sheds directly outside the limit, or requests would queue for it. Inside Decode, or a slow body would hold a permit.
         .map_err(shed_above(config.in_flight.get()))
         .layer(LoadShedLayer::new())

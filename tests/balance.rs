@@ -229,6 +229,28 @@ async fn an_address_that_is_ill_is_left_out() {
     }
 }
 
+/// Where most of them fail it is something behind them that does: nobody gets the load of all.
+#[tokio::test]
+async fn those_that_answer_are_left_out_no_further_than_to_half() {
+    let (upstreams, sender) = three().await;
+    upstreams.iter().for_each(|upstream| upstream.set_script(|_| Act::status(503, "")));
+    for _ in 0..20 {
+        assert_eq!(sender.request().await, Ok(StatusCode::SERVICE_UNAVAILABLE));
+    }
+    sender.until(2, 1).await;
+    let before = upstreams.each_ref().map(Faulty::requests);
+    for _ in 0..20 {
+        assert_eq!(sender.request().await, Ok(StatusCode::SERVICE_UNAVAILABLE));
+    }
+    let mut shares: Vec<_> =
+        upstreams.iter().zip(before).map(|(upstream, before)| upstream.requests() - before).collect();
+    shares.sort_unstable();
+    assert!(shares[1] >= 10, "{shares:?}");
+    upstreams.iter().for_each(|upstream| upstream.set_script(|_| Act::raw(OK)));
+    sender.until(3, 0).await;
+    sender.send_ok(30).await;
+}
+
 /// New addresses join, and those that are gone leave once their requests have ended. While the name cannot be looked up, those that
 /// were found stay; where there is but one, or none can be connected to, it is the system's to find one.
 #[tokio::test]

@@ -115,7 +115,7 @@ impl Gateway {
                 let register = Request::post(format!("/authorize?id={cluster}"))
                     .header(header::AUTHORIZATION, "Bearer a-token-of-the-cluster")
                     .body(Full::<Bytes>::default())?;
-                let registered = stack::authorize(&config, metrics, &clients, &circuit).oneshot(register);
+                let registered = stack::authorize(&config, metrics, &clients, &circuit, &limits).oneshot(register);
                 let token = runtime.block_on(issued(registered))?;
                 ("/upload", StatusCode::OK, telemetry::upload(&cluster, shape, now), token)
             }

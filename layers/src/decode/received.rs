@@ -71,8 +71,7 @@ impl Received {
 
     /// The body, and the room that it takes until it is answered.
     pub(super) fn finish(&mut self) -> (Bytes, Option<Reservation>) {
-        let body =
-            if self.joined.is_empty() { std::mem::take(&mut self.chunk) } else { self.joined.split().freeze() };
+        let body = if self.joined.is_empty() { std::mem::take(&mut self.chunk) } else { self.joined.split().freeze() };
         (body, self.reserved.take())
     }
 }

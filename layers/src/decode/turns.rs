@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::Request;
@@ -26,10 +26,6 @@ const LET_GO_AFTER: u64 = 1_000_000;
 /// What overload of others' making lasts at least.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// What a turn may take, in nanoseconds, and count in full however short others are; and how often what they take, where that is longer.
-const COUNTS_IN_FULL: u64 = 1_000_000;
-const MOST_TO_AVERAGE: u64 = 4;
-
 /// The queue for what payloads cost of the processors: as many are decoded, and worked on until they wait for others, as there are
 /// processors; the rest wait in the order in which their bodies were whole. Clones are one queue, for all stacks of a process.
 ///
@@ -37,9 +33,8 @@ const MOST_TO_AVERAGE: u64 = 4;
 /// can be carried every request becomes too late to be of use. With it whoever would wait for more work than the bound is refused as
 /// `overloaded`: before its body is read where [`RefuseWhileLong`] stands at the head of the stack, behind it otherwise.
 ///
-/// The work is estimated: requests that wait, times what the last ones took (a moving average). One that takes much longer than others,
-/// as it is large or its thread was held up, counts for a part of it: it says little of those that wait. What else a processor does
-/// meanwhile, such as reading bodies and refusing, comes on top of it.
+/// The work is estimated: requests that wait, times what the last ones took of a processor (a moving average). What else a processor
+/// does meanwhile, such as reading bodies and refusing, comes on top of it.
 #[derive(Debug, Clone)]
 pub struct Turns(Arc<Queue>);
 
@@ -107,7 +102,7 @@ impl Turns {
     }
 
     fn begin(&self, permit: OwnedSemaphorePermit) -> Turn {
-        Turn { turns: self.clone(), began: Instant::now(), _permit: permit }
+        Turn { turns: self.clone(), began: processor_time(), _permit: permit }
     }
 
     fn rejection(&self) -> Rejection {
@@ -150,20 +145,34 @@ impl Drop for Place {
     }
 }
 
-/// A turn; it ends when this is dropped.
+/// A turn; it ends when this is dropped, which is within the poll that it began in.
 pub(super) struct Turn {
     turns: Turns,
-    began: Instant,
+    /// Of this thread's time.
+    began: u64,
     _permit: OwnedSemaphorePermit,
+}
+
+/// Nanoseconds that this thread has had of a processor: that it was held up by others says nothing of the work.
+#[cfg(unix)]
+fn processor_time() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds, whoever had the processor.
+#[cfg(not(unix))]
+fn processor_time() -> u64 {
+    static SINCE: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    SINCE.elapsed().as_nanos() as u64
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let Queue { average, since_let_go, .. } = &*self.turns.0;
-        let (before, took) = (average.load(Ordering::Relaxed), self.began.elapsed().as_nanos() as u64);
-        let counted = took.min(before.saturating_mul(MOST_TO_AVERAGE).saturating_add(COUNTS_IN_FULL));
+        let (before, took) = (average.load(Ordering::Relaxed), processor_time().saturating_sub(self.began));
         // Of two at once one may be lost, which does no harm to an average.
-        average.store(before - before / 16 + counted / 16, Ordering::Relaxed);
+        average.store(before - before / 16 + took / 16, Ordering::Relaxed);
         since_let_go.fetch_add(took, Ordering::Relaxed);
     }
 }
@@ -289,32 +298,26 @@ mod tests {
         assert!(matches!(poll(&mut second), Poll::Ready(Ok(()))));
     }
 
-    /// One that began so long ago.
-    fn turn_of(turns: &Turns, took: Duration) -> Turn {
-        let mut turn = turn(turns);
-        turn.began = Instant::now().checked_sub(took).unwrap();
-        turn
-    }
-
+    #[cfg(unix)]
     #[tokio::test]
-    async fn the_average_follows_what_turns_take() {
+    async fn the_average_follows_what_turns_take_of_a_processor() {
         let turns = one_processor(Duration::from_secs(1), Duration::from_secs(1));
         let average = || Duration::from_nanos(turns.0.average.load(Ordering::Relaxed));
         for _ in 0..200 {
             drop(turn(&turns));
         }
-        assert!(average() < Duration::from_millis(100));
-        for _ in 0..100 {
-            drop(turn_of(&turns, Duration::from_secs(1)));
-        }
-        assert!(average() > Duration::from_millis(900));
-    }
-
-    #[tokio::test]
-    async fn one_long_turn_does_not_make_those_behind_it_long() {
-        let turns = one_processor(Duration::from_millis(10), Duration::from_micros(100));
-        drop(turn_of(&turns, Duration::from_secs(5)));
-        let places: Vec<_> = (0..20).map(|_| turns.join()).collect();
-        assert!(places.iter().all(Result::is_ok), "{:?}", turns.0.average);
+        let idle = average();
+        assert!(idle < Duration::from_millis(100), "{idle:?}");
+        // One that waits, takes nothing of it.
+        let held = turn(&turns);
+        std::thread::park_timeout(Duration::from_millis(300));
+        drop(held);
+        assert!(average() < idle + Duration::from_millis(300) / 16, "{:?}", average());
+        let worked = turn(&turns);
+        let began = processor_time();
+        while processor_time() < began + 50_000_000 {}
+        let before = average();
+        drop(worked);
+        assert!(average() >= before - before / 16 + Duration::from_millis(50) / 16, "{:?}", average());
     }
 }

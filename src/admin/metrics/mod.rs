@@ -37,7 +37,7 @@ pub use self::{
     oidc::OidcMetrics,
     stores::{StoreMetrics, StoreObserver},
 };
-use crate::{forward::Forwarded, retry::Retry};
+use crate::{forward::Forwarded, log::Seldom, retry::Retry};
 
 /// Every metric, registered. There is one of these in a process, and it lives as long.
 #[derive(Debug)]
@@ -311,7 +311,13 @@ struct Route {
 }
 
 /// Those by one layer for one reason.
-type Refusals = (&'static str, Reason, IntCounter);
+#[derive(Debug)]
+struct Refusals {
+    layer: &'static str,
+    reason: Reason,
+    count: IntCounter,
+    told: Seldom,
+}
 
 #[derive(Debug)]
 struct Exchanges {
@@ -334,16 +340,19 @@ impl Route {
         self.metrics.rejections.with_label_values(&[self.name, &describe::label(layer), reason.as_str()])
     }
 
-    fn count_rejection(&self, layer: &'static str, reason: Reason) {
+    /// Counts it, and says where the like of it are.
+    fn count_rejection(&self, layer: &'static str, reason: Reason) -> Option<&Refusals> {
         let described = self.rejections.get().map(|rejections| &**rejections).unwrap_or_default();
-        match described.iter().find(|(by, why, _)| (*by, *why) == (layer, reason)) {
-            Some((.., counter)) => counter.inc(),
+        let refusals = described.iter().find(|refusals| (refusals.layer, refusals.reason) == (layer, reason));
+        match refusals {
+            Some(refusals) => refusals.count.inc(),
             // A fault of ours, and counted all the same.
             None => {
                 tracing::error!(route = self.name, layer, %reason, "a refusal that no layer has foretold");
                 self.rejections(layer, reason).inc();
             }
         }
+        refusals
     }
 
     fn is_receive(&self) -> bool {
@@ -364,7 +373,10 @@ impl Handler {
     pub fn describe(self, rows: &[Row]) {
         let pairs: BTreeSet<_> =
             rows.iter().flat_map(|row| row.reasons.iter().map(|reason| (row.layer, *reason))).collect();
-        let counters = pairs.into_iter().map(|(layer, reason)| (layer, reason, self.0.rejections(layer, reason)));
+        let counters = pairs.into_iter().map(|(layer, reason)| {
+            let count = self.0.rejections(layer, reason);
+            Refusals { layer, reason, count, told: Seldom::default() }
+        });
         // Once for each stack; a second would be the same.
         let _ = self.0.rejections.set(counters.collect());
     }
@@ -378,7 +390,9 @@ impl Observe<Exchange<'_>> for Handler {
             Some(slot) => slot.get_or_init(|| self.0.resolve(*status, "post")).add(*elapsed, *request_bytes),
             None => self.0.resolve(*status, known_method(method)).add(*elapsed, *request_bytes),
         }
-        tracing::info!(method = %method, path = uri.path(), status = status.as_u16(), duration = ?elapsed, "request log");
+        // A method can be as long as its sender likes.
+        let method = if known_method(method) == "unknown" { "unknown" } else { method.as_str() };
+        tracing::info!(method, path = uri.path(), status = status.as_u16(), duration = ?elapsed, "request log");
     }
 }
 
@@ -399,15 +413,17 @@ fn known_method(method: &Method) -> &'static str {
 impl Observe<Rejection> for Handler {
     fn observe(&self, rejection: &Rejection) {
         let (reason, layer) = (rejection.reason(), rejection.layer().unwrap_or("Unnamed"));
-        self.0.count_rejection(layer, reason);
+        let refusals = self.0.count_rejection(layer, reason);
         if reason == Reason::TooLarge && self.0.is_receive() {
             self.0.metrics.size_limited.inc();
         }
         let status = rejection.status().as_u16();
-        if rejection.status().is_server_error() {
-            tracing::warn!(route = self.0.name, layer, %reason, status, detail = rejection.detail(), "request failed");
-        } else {
-            tracing::debug!(route = self.0.name, layer, %reason, status, detail = rejection.detail(), "request refused");
+        let (route, detail) = (self.0.name, rejection.detail());
+        if !rejection.status().is_server_error() {
+            tracing::debug!(route, layer, %reason, status, detail, "request refused");
+        } else if let Some(more) = refusals.map_or(Some(0), |refusals| refusals.told.pass()) {
+            // What brings many about, such as overload, is not made worse by telling of each.
+            tracing::warn!(route, layer, %reason, status, detail, more, "request failed");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! How many bytes the requests of a process may buffer, all together.
 //!
-//! A [`BufferBudget`] is shared by the layers that buffer: [`DecodeLayer`](crate::decode::DecodeLayer) reserves what it keeps of a body
-//! before it keeps it, [`EncodeLayer`](crate::encode::EncodeLayer) what it wrote anew, each until the request is answered. What does
-//! not fit is refused as `overloaded`, so that its sender comes back. Who sends slowly holds no more than what has arrived of it.
+//! A [`BufferBudget`] is shared by the layers that buffer: [`HeadLayer`] reserves what a request takes without its body,
+//! [`DecodeLayer`](crate::decode::DecodeLayer) what it keeps of a body before it keeps it, [`EncodeLayer`](crate::encode::EncodeLayer) what
+//! it wrote anew, each until the request is answered. What does not fit is refused as `overloaded`, so that its sender comes back.
 //!
 //! ```
 //! use infogw_layers::budget::BufferBudget;
@@ -17,11 +17,15 @@
 //! # Ok::<(), infogw_layers::rejection::Rejection>(())
 //! ```
 
+mod head;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::rejection::{Reason, Rejection};
+
+pub use head::{Head, HeadFuture, HeadLayer};
 
 /// What buffers wait for is an upstream, which is slow for longer than this.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
