@@ -23,6 +23,7 @@ use crate::{
     client::Clients,
     config::Config,
     limits::Limits,
+    server,
     stack::{self, Answer, Stack},
 };
 
@@ -111,7 +112,7 @@ fn other<B>(request: &Request<B>, readiness: &Readiness, handlers: &Handlers) ->
     let rejection = if !names_its_host(request) {
         Rejection::new(Reason::Malformed, "send one Host header")
     } else if handler.is_some() {
-        Rejection::new(Reason::Overloaded, "this gateway is shutting down")
+        server::shutting_down()
     } else {
         return admin::common(request, readiness, admin::PUBLIC_PATHS);
     };

@@ -170,6 +170,11 @@ impl TlsClient {
         Self(Arc::new(config))
     }
 
+    /// How it speaks, for connections of the test's own.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
+
     /// The same server, whatever the connection, is called `localhost`.
     pub async fn connect(&self, address: &str) -> Result<TlsConnection, String> {
         within("a TLS connection", self.try_connect(address)).await
