@@ -13,17 +13,15 @@ use crate::{
     credentials::token_source,
     reload::Reloader,
     route::Router,
-    server::{self, Listener},
+    server::{self, Ending, Listener},
     tls::{Live, ServerFiles},
 };
 
 /// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
 /// load looks elsewhere before connections are refused.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long requests in flight then have. With the rest this is less than the 30 seconds that Kubernetes gives.
-const GRACE: Duration = Duration::from_secs(22);
-/// How long the internal listener's have.
-const INTERNAL_GRACE: Duration = Duration::from_secs(2);
+/// How the internal listener ends, once the public one has.
+const INTERNAL: Ending = Ending { farewell: Duration::ZERO, grace: Duration::from_secs(2) };
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +49,8 @@ pub struct Gateway {
     guard: Guard,
     metrics: &'static Metrics,
     reloader: Reloader,
+    /// How long requests in flight have at the end.
+    grace: Duration,
     /// Those who follow files.
     followers: JoinSet<()>,
 }
@@ -96,6 +96,7 @@ impl Gateway {
             guard: Guard::new(config.internal_token_file.clone()),
             metrics,
             reloader: Reloader::new(config),
+            grace: config.connections.shutdown_grace,
             followers,
         })
     }
@@ -123,20 +124,21 @@ impl Gateway {
 
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
-        let Gateway { router, public, internal, readiness, guard, metrics, reloader, followers: _followers } = self;
+        let Gateway { router, public, internal, readiness, guard, metrics, reloader, grace, followers: _followers } =
+            self;
         let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
-        let internal = server::serve(internal, internal_stopped, INTERNAL_GRACE, move |request, peer| {
+        let internal = server::serve(internal, internal_stopped, INTERNAL, move |request, peer| {
             let (ready, reloader, guard) = (ready.clone(), reloader.clone(), guard.clone());
             async move { admin::internal(&request, &ready, metrics, &reloader, (&guard, peer.ip())).await }
         });
         let internal = tokio::spawn(internal);
-        let public = server::serve(public, public_stopped, GRACE, move |request, _| router.clone().answer(request));
+        let ending = Ending { farewell: FAREWELL, grace };
+        let public = server::serve(public, public_stopped, ending, move |request, _| router.clone().answer(request));
         let public = tokio::spawn(public);
         server::told(&mut stop).await;
         readiness.end();
-        tokio::time::sleep(FAREWELL).await;
         let _ = stop_public.send(true);
         let _ = public.await;
         let _ = stop_internal.send(true);

@@ -1,6 +1,6 @@
 //! Parse arguments, start, wait for the signal, drain.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use infogw_proxy::{
     commands::{Command, CommandLine, Exit, Failure, check, completions, explain, token},
@@ -32,10 +32,10 @@ fn run() -> Result<Exit, Failure> {
     let CommandLine { command, flags } = CommandLine::read()?;
     match command {
         None => run_gateway(flags),
-        Some(Command::Dev) => {
-            Runtime::new()?.block_on(async { dev::run(until_told_to_stop()).await })?;
+        Some(Command::Dev) => Runtime::new()?.block_on(async {
+            dev::run(until_told_to_stop()?).await?;
             Ok(Exit::Done)
-        }
+        }),
         Some(Command::Check(args)) => check::run(*args),
         Some(Command::Token(command)) => token::run(command),
         Some(Command::Explain(args)) => explain::run(*args),
@@ -78,7 +78,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let (public, internal) = (gateway.public_address()?, gateway.internal_address()?);
     gateway::warn_about(config);
     let mut hangup = signal(SignalKind::hangup())?;
-    let stop = until_told_to_stop();
+    let stop = until_told_to_stop()?;
     tracing::info!(external = %public, internal = %internal, "starting infogw-proxy");
     let reloader = gateway.reloader();
     let serving = gateway.serve(stop);
@@ -93,12 +93,10 @@ async fn serve(config: &Config) -> Result<(), Failure> {
 }
 
 /// Turns true on the first SIGTERM or SIGINT; the second one ends the process at once.
-fn until_told_to_stop() -> watch::Receiver<bool> {
+fn until_told_to_stop() -> io::Result<watch::Receiver<bool>> {
     let (stop, stopped) = watch::channel(false);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            return;
-        };
         for told in 0.. {
             tokio::select! {
                 _ = term.recv() => {}
@@ -111,5 +109,5 @@ fn until_told_to_stop() -> watch::Receiver<bool> {
             let _ = stop.send(true);
         }
     });
-    stopped
+    Ok(stopped)
 }

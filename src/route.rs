@@ -23,6 +23,7 @@ use crate::{
     client::Clients,
     config::Config,
     limits::Limits,
+    server,
     stack::{self, Answer, Stack},
 };
 
@@ -44,7 +45,7 @@ struct Routes {
     authorize: Route,
     upload: Route,
     receive: Route,
-    /// Health, the list of paths, 404; and every route's refusal of what names no one host, or comes once the end has come.
+    /// Health, the list of paths, 404; and every route's refusal of what is ambiguous, or comes once the end has come.
     other: Route,
     readiness: Readiness,
 }
@@ -75,7 +76,7 @@ impl Router {
     pub async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let routes = &*self.0;
         let route = match request.uri().path() {
-            _ if !routes.readiness.is_ready() || !names_its_host(&request) => &routes.other,
+            _ if !routes.readiness.is_ready() || ambiguous(&request).is_some() => &routes.other,
             "/metrics/v1/receive" => &routes.receive,
             "/upload" => &routes.upload,
             "/authorize" => &routes.authorize,
@@ -99,19 +100,32 @@ fn handlers(metrics: &'static Metrics) -> Handlers {
     })
 }
 
-/// RFC 9112, section 3.2: a request of HTTP/1.1 has one Host, and none has two. Whoever sends others may be after two readers who
-/// disagree about whom a request is for.
-fn names_its_host<B>(request: &Request<B>) -> bool {
+/// What to change about a request of which two readers may disagree whom it is for, or where it ends. A request of HTTP/1.1 has one
+/// Host, and none has two (RFC 9112, section 3.2); in HTTP/2 it is the `:authority` (RFC 9113, section 8.3.1). Of transfer codings we
+/// read one, and once (RFC 9112, section 7).
+fn ambiguous<B>(request: &Request<B>) -> Option<&'static str> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
-    (hosts.next().is_some() || request.version() != Version::HTTP_11) && hosts.next().is_none()
+    let (host, another) = (hosts.next(), hosts.next());
+    if another.is_some() || host.is_none() && request.version() == Version::HTTP_11 {
+        return Some("send one Host header");
+    }
+    if request.version() == Version::HTTP_2
+        && let (Some(host), Some(authority)) = (host, request.uri().authority())
+        && !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())
+    {
+        return Some("send no Host header, or the :authority in it");
+    }
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    (!chunked || codings.next().is_some()).then_some("send no Transfer-Encoding, or `chunked` once")
 }
 
 fn other<B>(request: &Request<B>, readiness: &Readiness, handlers: &Handlers) -> Response<Full<Bytes>> {
     let handler = handlers.iter().find(|(path, _)| *path == request.uri().path()).map(|(_, handler)| handler);
-    let rejection = if !names_its_host(request) {
-        Rejection::new(Reason::Malformed, "send one Host header")
+    let rejection = if let Some(detail) = ambiguous(request) {
+        Rejection::new(Reason::Malformed, detail)
     } else if handler.is_some() {
-        Rejection::new(Reason::Overloaded, "this gateway is shutting down")
+        server::shutting_down()
     } else {
         return admin::common(request, readiness, admin::PUBLIC_PATHS);
     };

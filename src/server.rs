@@ -1,40 +1,47 @@
 //! Listeners, connections, and an orderly end.
 
+mod lingering;
 mod places;
 
 use std::{
+    convert::Infallible,
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::{conn::auto, graceful::GracefulConnection},
 };
-use infogw_layers::authorize::certificate::{CertificateError, ClientCertificate};
+use infogw_layers::{
+    authorize::certificate::{CertificateError, ClientCertificate},
+    rejection::{Reason, Rejection},
+    respond,
+};
 use prometheus::IntCounter;
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use self::places::Places;
+use self::{lingering::Lingering, places::Places};
 use crate::{
     admin::metrics::connections::ListenerMetrics,
     config::Connections,
@@ -43,7 +50,9 @@ use crate::{
 
 /// How long a TLS handshake may take, as Go's HTTP clients have it.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection without a request may stay once the end has come.
+/// How long connections that are being made by then are still taken at the end of a farewell.
+const LAST_CALL: Duration = Duration::from_millis(250);
+/// How long a connection without a request may stay once nobody can connect any more.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// What a stream of HTTP/2 may send before anybody reads it, in bytes; and all streams of a connection. A body of common size is
 /// there at once, and whoever opens connections to fill them gets no further than this with each.
@@ -55,7 +64,7 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 pub struct Listener {
     tcp: TcpListener,
     tls: Option<Tls>,
-    limits: Connections,
+    limits: Arc<Connections>,
     metrics: Option<ListenerMetrics>,
 }
 
@@ -69,7 +78,7 @@ struct Tls {
 impl Listener {
     /// HTTP as it is.
     pub fn plaintext(tcp: TcpListener) -> Self {
-        Listener { tcp, tls: None, limits: Connections::default(), metrics: None }
+        Listener { tcp, tls: None, limits: Arc::default(), metrics: None }
     }
 
     /// HTTP over TLS by the configuration in force; `failures` counts connections that end in the handshake.
@@ -80,7 +89,7 @@ impl Listener {
     /// Holds its connections to these limits instead of the default ones.
     #[must_use]
     pub fn limits(self, limits: Connections) -> Self {
-        Listener { limits, ..self }
+        Listener { limits: Arc::new(limits), ..self }
     }
 
     /// Counts its connections.
@@ -104,56 +113,56 @@ impl From<TcpListener> for Listener {
     }
 }
 
-/// Serves HTTP/1.1 and h2 (by ALPN, or with prior knowledge) until `stop` turns true; then takes no more connections, lets requests in
-/// flight end, and returns once they have, or after `grace`. `answer` is told who asks.
+/// How a listener ends once it is told to.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending {
+    /// How long connections are still taken. Each answer then says that its connection ends: by `Connection: close`, or GOAWAY.
+    pub farewell: Duration,
+    /// How long requests that are in flight by then still have. What is not answered in this time is answered with 503.
+    pub grace: Duration,
+}
+
+/// What connections know of the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Open,
+    Farewell,
+    /// Nobody can connect any more.
+    Closed,
+    /// Nor is anybody waited for.
+    Over,
+}
+
+/// Serves HTTP/1.1 and h2 (by ALPN, or with prior knowledge) until `stop` turns true; then says farewell, takes no more connections,
+/// lets requests in flight end, and returns once they have, or after the [time](Ending) for it. `answer` is told who asks.
 ///
 /// Where a client showed a certificate, each of its requests has an `Arc<`[`ClientCertificate`]`>` among the extensions, or the
 /// [`CertificateError`] that says why it names nobody.
-pub async fn serve<F, R>(listener: impl Into<Listener>, mut stop: watch::Receiver<bool>, grace: Duration, answer: F)
+pub async fn serve<F, R>(listener: impl Into<Listener>, mut stop: watch::Receiver<bool>, ending: Ending, answer: F)
 where
     F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let Listener { tcp: listener, tls, limits, metrics } = listener.into();
-    let connections = GracefulShutdown::new();
-    let places = Places::new(limits.most, limits.most_per_peer);
-    let limits = Arc::new(limits);
-    loop {
-        let accepted = async {
-            // More connections than there are places wait in the kernel's queue until one ends.
-            let place = places.free().await;
-            (listener.accept().await, place)
-        };
-        tokio::select! {
-            (accepted, place) = accepted => match accepted {
-                Ok((stream, peer)) => {
-                    let Some(place) = places.take(place, peer.ip()) else {
-                        tracing::debug!(%peer, "connection closed: its peer has as many as it may");
-                        metrics.iter().for_each(ListenerMetrics::refused);
-                        continue;
-                    };
-                    let open = metrics.as_ref().map(ListenerMetrics::opened);
-                    let answer = answer.clone();
-                    let answer = move |request| answer(request, peer);
-                    let (tls, limits, watcher) = (tls.clone(), Arc::clone(&limits), connections.watcher());
-                    let connection = connect(stream, tls, limits, watcher, stop.clone(), answer);
-                    tokio::spawn(async move {
-                        connection.await;
-                        drop((open, place));
-                    });
-                }
-                // Out of file descriptors, most likely: connections that end give some back.
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    sleep(Duration::from_millis(100)).await;
-                }
-            },
-            () = told(&mut stop) => break,
-        }
+    let listener = listener.into();
+    let phase = watch::Sender::new(Phase::Open);
+    let places = Places::new(listener.limits.most, listener.limits.most_per_peer);
+    tokio::select! {
+        never = accept(&listener, &places, &phase, &answer) => match never {},
+        () = told(&mut stop) => {}
+    }
+    phase.send_replace(Phase::Farewell);
+    if !ending.farewell.is_zero() {
+        let _ = timeout(ending.farewell, accept(&listener, &places, &phase, &answer)).await;
+        last_call(&listener.tcp);
+        let _ = timeout(LAST_CALL, accept(&listener, &places, &phase, &answer)).await;
     }
     drop(listener);
-    if timeout(grace, connections.shutdown()).await.is_err() {
+    phase.send_replace(Phase::Closed);
+    // Each connection has a receiver.
+    if timeout(ending.grace, phase.closed()).await.is_err() {
         tracing::warn!("requests in flight did not end in time");
+        phase.send_replace(Phase::Over);
+        let _ = timeout(LAST_WORDS, phase.closed()).await;
     }
 }
 
@@ -162,24 +171,89 @@ pub async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
+/// Waits until the end has come so far.
+async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
+    let _ = phases.wait_for(|now| *now >= phase).await;
+}
+
+/// Takes connections.
+async fn accept<F, R>(listener: &Listener, places: &Places, phase: &watch::Sender<Phase>, answer: &F) -> Infallible
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let metrics = &listener.metrics;
+    loop {
+        // More connections than there are places wait in the kernel's queue until one ends.
+        let place = places.free().await;
+        match listener.tcp.accept().await {
+            Ok((stream, peer)) => {
+                let Some(place) = places.take(place, peer.ip()) else {
+                    tracing::debug!(%peer, "connection closed: its peer has as many as it may");
+                    metrics.iter().for_each(ListenerMetrics::refused);
+                    continue;
+                };
+                let open = metrics.as_ref().map(ListenerMetrics::opened);
+                let answer = answer.clone();
+                let answer = move |request| answer(request, peer);
+                let (tls, limits) = (listener.tls.clone(), Arc::clone(&listener.limits));
+                let connection = connect(stream, tls, limits, phase.subscribe(), answer);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop((open, place));
+                });
+            }
+            // Out of file descriptors, most likely: connections that end give some back.
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// From now on the kernel answers nobody who wants to connect: they try again after a second, and are refused. A connection that it
+/// had made itself, and that nobody took, would be reset when the listener closes.
+#[cfg(target_os = "linux")]
+fn last_call(listener: &TcpListener) {
+    use socket2::{SockFilter, SockRef};
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_ANY: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    const TCP_FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    let no_syn = [
+        SockFilter::new(LOAD_BYTE, 0, 0, TCP_FLAGS),
+        SockFilter::new(JUMP_IF_ANY, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ];
+    if let Err(error) = SockRef::from(listener).attach_filter(&no_syn) {
+        tracing::debug!(%error, "connections that are made while the listener closes may be reset");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn last_call(_: &TcpListener) {}
+
 /// Serves one connection until it ends, or has had no request for too long.
 async fn connect<F, R>(
     stream: TcpStream,
     tls: Option<Tls>,
     limits: Arc<Connections>,
-    watcher: Watcher,
-    stop: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     answer: F,
 ) where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let _ = stream.set_nodelay(true);
+    let stream = Lingering::new(stream);
     let activity = Arc::new(Activity::default());
-    let requests = Arc::clone(&activity);
+    let (requests, knows) = (Arc::clone(&activity), phases.clone());
     let served = async {
         match tls {
-            None => exchange(stream, &limits, watcher, requests, answer).await,
+            None => exchange(stream, &limits, knows, requests, answer).await,
             Some(tls) => {
                 // Boxed, as a connection lives much longer than its handshake.
                 if let Some(stream) = Box::pin(tls.handshake(stream)).await {
@@ -192,19 +266,19 @@ async fn connect<F, R>(
                         }
                         answer(request)
                     };
-                    exchange(ShortReads(stream), &limits, watcher, requests, answer).await;
+                    exchange(ShortReads(stream), &limits, knows, requests, answer).await;
                 }
             }
         }
     };
     tokio::select! {
         () = served => {}
-        () = activity.ceased(stop, &limits) => tracing::debug!("connection closed: no request for too long"),
+        () = activity.ceased(phases, &limits) => tracing::debug!("connection closed: no request for too long"),
     }
 }
 
 impl Tls {
-    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(&self, stream: Lingering) -> Option<TlsStream<Lingering>> {
         let accepted = TlsAcceptor::from(self.config.load_full()).accept(stream);
         let error = match timeout(HANDSHAKE, accepted).await {
             Ok(Ok(stream)) => return Some(stream),
@@ -218,7 +292,7 @@ impl Tls {
 }
 
 /// Whom the client's verified certificate names, if it showed one.
-fn certificate(stream: &TlsStream<TcpStream>) -> Option<Result<Arc<ClientCertificate>, CertificateError>> {
+fn certificate(stream: &TlsStream<Lingering>) -> Option<Result<Arc<ClientCertificate>, CertificateError>> {
     let (_, connection) = stream.get_ref();
     let leaf = connection.peer_certificates()?.first()?;
     Some(ClientCertificate::from_der(leaf).map(Arc::new))
@@ -228,8 +302,8 @@ fn certificate(stream: &TlsStream<TcpStream>) -> Option<Result<Arc<ClientCertifi
 fn exchange<S, F, R>(
     stream: S,
     limits: &Connections,
-    watcher: Watcher,
-    requests: Arc<Activity>,
+    phases: watch::Receiver<Phase>,
+    activity: Arc<Activity>,
     answer: F,
 ) -> impl Future<Output = ()> + Send + use<S, F, R>
 where
@@ -237,15 +311,24 @@ where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let request_in_flight = requests.begin();
+    let (requests, knows) = (Arc::clone(&activity), phases.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let version = request.version();
+        let request_in_flight = requests.begin(version);
+        let (answered, mut phases) = (answer(request), knows.clone());
         // In a box: hyper keeps room for it while the connection is idle.
-        let answered = Box::pin(answer(request));
-        async move {
-            let response = answered.await;
+        Box::pin(async move {
+            let mut response = tokio::select! {
+                biased;
+                response = answered => response,
+                () = reached(&mut phases, Phase::Over) => respond::answer(&shutting_down()),
+            };
+            if version != Version::HTTP_2 && *phases.borrow() >= Phase::Farewell {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             drop(request_in_flight);
-            Ok::<_, std::convert::Infallible>(response)
-        }
+            Ok::<_, Infallible>(response)
+        })
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
     // Heads are timed by `Activity`: hyper's own timer begins only once it knows the version, and counts idle time.
@@ -262,15 +345,64 @@ where
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(Duration::from_secs(60));
-    let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
     // In a box: a future has room for it in each of its states.
-    let watched = Box::pin(watcher.watch(connection));
+    let connection = Box::pin(http.serve_connection(TokioIo::new(stream), service).into_owned());
     async move {
         // A client that hangs up or does not speak HTTP is its own trouble.
-        if let Err(error) = watched.await {
+        if let Err(error) = until_the_end(connection, phases, &activity).await {
             tracing::debug!(error, "connection ended");
         }
     }
+}
+
+/// What a request hears that comes, or is not done, when the end has come.
+pub(crate) fn shutting_down() -> Rejection {
+    Rejection::new(Reason::Overloaded, "this gateway is shutting down")
+}
+
+/// Drives a connection, and has it end in order.
+async fn until_the_end<C: GracefulConnection>(
+    mut connection: Pin<Box<C>>,
+    mut phases: watch::Receiver<Phase>,
+    activity: &Activity,
+) -> Result<(), C::Error> {
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = reached(&mut phases, Phase::Farewell) => {}
+    }
+    // Behind the first request of HTTP/2: whoever has just connected gets an answer, not only a GOAWAY.
+    let mut told = false;
+    let mut tell = |mut connection: Pin<&mut C>, cx: &mut Context<'_>| {
+        for _ in 0..2 {
+            if !told && activity.is_http2() {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+        }
+        Poll::Pending
+    };
+    tokio::select! {
+        biased;
+        ended = poll_fn(|cx| tell(connection.as_mut(), cx)) => return ended,
+        () = reached(&mut phases, Phase::Closed) => {}
+    }
+    // What has arrived by now is read: `yield_now` has the runtime look.
+    for _ in 0..2 {
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| tell(connection.as_mut(), cx)) => return ended,
+            () = yield_now() => {}
+        }
+    }
+    // Idle ones of HTTP/1.1 are closed. Those that are new may still have their say, see `Activity::ceased`.
+    if activity.has_begun() && !activity.is_http2() {
+        connection.as_mut().graceful_shutdown();
+    }
+    poll_fn(|cx| tell(connection.as_mut(), cx)).await
 }
 
 /// The requests of one connection. Counted without waking anybody.
@@ -278,23 +410,34 @@ where
 struct Activity {
     begun: AtomicU64,
     ended: AtomicU64,
+    http2: AtomicBool,
 }
 
 impl Activity {
-    fn begin(self: &Arc<Self>) -> InFlight {
+    fn begin(self: &Arc<Self>, version: Version) -> InFlight {
         self.begun.fetch_add(1, Ordering::Relaxed);
+        self.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
         InFlight(Arc::clone(self))
     }
 
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) > 0
+    }
+
+    /// As far as is known.
+    fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
     /// Waits until the connection has had no request for too long: as new as it is, then idle for its time to twice as long, and
-    /// [`LAST_WORDS`] after `stop`.
-    async fn ceased(&self, mut stop: watch::Receiver<bool>, limits: &Connections) {
+    /// [`LAST_WORDS`] after the listener has closed.
+    async fn ceased(&self, mut phases: watch::Receiver<Phase>, limits: &Connections) {
         let (mut patience, mut stopped) = (limits.header_timeout, false);
         let mut seen = 0;
         loop {
             tokio::select! {
                 () = sleep(patience) => {}
-                () = told(&mut stop), if !stopped => {
+                () = reached(&mut phases, Phase::Closed), if !stopped => {
                     (patience, stopped) = (LAST_WORDS, true);
                     continue;
                 }

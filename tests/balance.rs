@@ -27,7 +27,11 @@ use infogw_proxy::{
     config::{Config, Flags},
     retry::Retries,
 };
-use support::{Act, Faulty, ensure, eventually};
+use rcgen::CertificateParams;
+use support::{
+    Act, Faulty, ensure, eventually,
+    tls::{Authority, Neighbour, Volume},
+};
 use tokio::{sync::watch, task::JoinSet};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -42,7 +46,11 @@ struct Names {
 
 impl Names {
     fn set(&self, upstreams: &[&Faulty]) {
-        *self.found.lock().unwrap() = Some(upstreams.iter().map(|upstream| upstream.address()).collect());
+        self.set_addresses(upstreams.iter().map(|upstream| upstream.address()).collect());
+    }
+
+    fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        *self.found.lock().unwrap() = Some(addresses);
     }
 
     /// From now on, and at least twice.
@@ -73,13 +81,16 @@ struct Sender {
 
 impl Sender {
     fn new(port: u16) -> Self {
-        let url = format!("http://localhost:{port}/receive");
+        Self::with(format!("http://localhost:{port}/receive"), Flags::default())
+    }
+
+    fn with(url: String, flags: Flags) -> Self {
         let flags = Flags {
             listen: Some("127.0.0.1:0".to_owned()),
             listen_internal: Some("127.0.0.1:0".to_owned()),
             insecure_accept_any_token: true,
             forward_url: Some(url.clone()),
-            ..Flags::default()
+            ..flags
         };
         let config = Config::new(flags).unwrap();
         let (clients, metrics) = (Clients::new(&config).unwrap(), Metrics::new().unwrap());
@@ -304,6 +315,31 @@ async fn the_name_is_followed() {
     sender.names.set(&[&refusing[0], &refusing[1]]);
     sender.until(0, 2).await;
     sender.send_ok(10).await;
+}
+
+/// Over TLS an address proves that it is what the URL names, and not that it is itself. One that cannot gets nothing.
+#[tokio::test]
+async fn certificates_are_of_the_name() {
+    let (authority, strangers) = (Authority::new(), Authority::new());
+    let leaf = authority.server();
+    let first = Neighbour::start(&leaf, None).await;
+    let at = |n| ([127, 0, 0, n], first.address.port()).into();
+    let second = Neighbour::start_at(at(2), &leaf, None).await;
+    let of_address = authority.issue(&CertificateParams::new(["127.0.0.3".to_owned()]).unwrap());
+    let third = Neighbour::start_at(at(3), &of_address, None).await;
+    let fourth = Neighbour::start_at(at(4), &strangers.server(), None).await;
+    let ca = Volume::new(&[("ca.crt", &authority.pem())]);
+    let mut flags = Flags::default();
+    flags.tls.forward_tls_ca_crt = Some(ca.path("ca.crt").display().to_string());
+    let sender = Sender::with(first.url.clone(), flags);
+    sender.names.set_addresses([&first, &second, &third, &fourth].map(|upstream| upstream.address).to_vec());
+    eventually("both", async || {
+        sender.send_ok(10).await;
+        let asked = [first.asked(), second.asked()];
+        ensure(asked.iter().all(|asked| *asked > 10), || format!("{asked:?}"))
+    })
+    .await;
+    assert_eq!((third.asked(), fourth.asked()), (0, 0));
 }
 
 fn total(upstreams: &[Faulty]) -> usize {

@@ -14,6 +14,8 @@ mod fixtures;
 mod go;
 #[path = "hostile/http.rs"]
 mod http;
+#[path = "hostile/http2.rs"]
+mod http2;
 #[path = "hostile/labels.rs"]
 mod labels;
 #[path = "hostile/messages.rs"]
@@ -60,6 +62,7 @@ async fn bad_input() {
         labels::rows(),
         values::rows(),
         http::rows(&upload_token),
+        http2::rows(),
         tokens::rows(&upload_token),
         // Last, because of what they weigh.
         packing::rows(),

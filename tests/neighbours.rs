@@ -4,15 +4,27 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use support::{
-    Act, Authorizer, Faulty, Gateway, Reply, Upstream,
+    Act, Authorizer, Faulty, Gateway, Reply, Upstream, ensure, eventually,
     payload::{composite_token, series, write_body},
+    tls::{Authority, Neighbour, Volume},
     world::{PULL_SECRET, TEXT, now},
 };
-use tokio::task::JoinSet;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 const MADE: &str = r#"infogw_forward_retries_total{result="made"}"#;
@@ -251,6 +263,98 @@ async fn half_open_connections_are_not_used_again() {
         assert_eq!((closes.requests(), resets.requests()), (n, n));
     }
     assert_eq!((closing.metric(MADE).await, resetting.metric(MADE).await), (0.0, 0.0));
+}
+
+/// Passes bytes on, until it is told to be silent: connections that are there by then stay open and pass nothing any more, as when a
+/// machine is switched off or a balancer has forgotten them.
+struct Splice {
+    address: SocketAddr,
+    silenced: watch::Sender<usize>,
+    opened: Arc<AtomicUsize>,
+    _accepting: JoinSet<()>,
+}
+
+impl Splice {
+    async fn to(neighbour: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (silenced, opened) = (watch::Sender::new(0), Arc::new(AtomicUsize::new(0)));
+        let (told, count) = (silenced.subscribe(), Arc::clone(&opened));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut here, _) = listener.accept().await.unwrap();
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+                let mut told = told.clone();
+                connections.spawn(async move {
+                    let mut there = TcpStream::connect(neighbour).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => return,
+                        silent = told.wait_for(|silenced| *silenced >= number) => drop(silent),
+                    }
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Self { address, silenced, opened, _accepting: accepting }
+    }
+
+    /// From now on nothing is heard of the connections that are open.
+    fn silence(&self) {
+        self.silenced.send_replace(self.opened.load(Ordering::SeqCst));
+    }
+}
+
+/// A peer that is gone without a word: one request finds out, in its five seconds, and those behind it get through.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_whose_peer_is_gone_are_not_used_again() {
+    let (authorizer, upstream) = (Authorizer::granting().await, Upstream::accepting().await);
+    let splice = Splice::to(upstream.address()).await;
+    let gateway = gateway(&authorizer.url(), &format!("http://{}/receive", splice.address)).await;
+    for gone in 1..=2 {
+        write(&gateway, up()).await.expect_status(200);
+        splice.silence();
+        let started = Instant::now();
+        let late = row("gone", Act::hang(), 504, "within 5 s", 0).within(5);
+        late.check(&write(&gateway, up()).await, started.elapsed(), 0);
+        for _ in 0..5 {
+            write(&gateway, up()).await.expect_status(200);
+        }
+        assert_eq!(splice.opened.load(Ordering::SeqCst), gone + 1, "a connection for each that was lost");
+    }
+    assert_eq!(upstream.count(), 12);
+}
+
+/// Over HTTP/2 all requests share the connection: they hear to come back until its pings are missed, which takes eight seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_connection_whose_peer_is_gone_is_given_up() {
+    let authority = Authority::new();
+    let (authorizer, upstream) = (Authorizer::granting().await, Neighbour::start(&authority.server(), None).await);
+    let ca = Volume::new(&[("ca.crt", &authority.pem())]);
+    let splice = Splice::to(upstream.address).await;
+    let (authorize, forward) = (authorizer.url(), format!("https://localhost:{}/receive", splice.address.port()));
+    let flags = ["--authorize", &authorize, "--forward-url", &forward, &ca.flag("--forward-tls-ca-crt", "ca.crt")];
+    let gateway = Gateway::start(flags).await;
+    write(&gateway, up()).await.expect_status(200);
+    splice.silence();
+    let mut refused = 0;
+    let done = eventually("a new connection", async || {
+        let started = Instant::now();
+        let reply = write(&gateway, up()).await;
+        assert!(started.elapsed() < Duration::from_secs(5) + SLACK, "{reply:?}");
+        if reply.status != 200 {
+            assert!(matches!(reply.status.as_u16(), 502 | 504) && reply.retry_after().is_some(), "{reply:?}");
+            refused += 1;
+        }
+        ensure(reply.status == 200, || format!("{reply:?}"))
+    });
+    done.await;
+    assert!(refused > 0, "the connection was silent");
+    for _ in 0..5 {
+        write(&gateway, up()).await.expect_status(200);
+    }
+    assert_eq!((upstream.asked(), splice.opened.load(Ordering::SeqCst)), (7, 2));
 }
 
 /// The same of the authorizer, within 20 s: nobody is refused for good because it is ill.

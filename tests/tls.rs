@@ -14,7 +14,7 @@ use http_body_util::{Empty, Full};
 use hyper::{Request, Response, http::request::Builder};
 use infogw_layers::authorize::certificate::{CertificateError, ClientCertificate};
 use infogw_proxy::{
-    server::{self, Listener},
+    server::{self, Ending, Listener},
     tls::{KeyPair, Live, PemFile, ServerFiles},
 };
 use prometheus::IntCounter;
@@ -438,7 +438,8 @@ async fn requests_know_whom_their_connection_is_from() {
     let failures = IntCounter::new("failures", "failures").unwrap();
     let listener = Listener::tls(tcp, live.unwrap().current(), failures);
     let (_stop, stopped) = watch::channel(false);
-    let serving = server::serve(listener, stopped, Duration::ZERO, async |request, _| {
+    let ending = Ending { farewell: Duration::ZERO, grace: Duration::ZERO };
+    let serving = server::serve(listener, stopped, ending, async |request, _| {
         let who = request.extensions();
         let who = match (who.get::<Arc<ClientCertificate>>(), who.get::<CertificateError>()) {
             (Some(who), None) => format!("{} of {:?}", who.common_name(), who.organization()),

@@ -42,6 +42,10 @@ pub struct ConnectionFlags {
     /// How long a connection may be idle: closed after this to twice as long [default: 6m].
     #[arg(long, value_name = "DURATION")]
     pub idle_timeout: Option<String>,
+    /// How long requests in flight have to end on SIGTERM, once the two seconds are over in which new ones are refused; past it they are
+    /// answered with 503. The whole takes up to six seconds more, and Kubernetes gives 30 if it is not told otherwise [default: 22s].
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace: Option<String>,
 }
 
 /// What they mean. The internal listener has [its own](Connections::internal).
@@ -68,6 +72,9 @@ pub struct Connections {
     /// From one request to the next. A stock sender that has nothing else to say sends metadata every minute, and telemeter's client
     /// comes back after four and a half.
     pub idle_timeout: Duration,
+    /// From the end of the farewell to that of requests in flight. With the rest the default is less than the 30 seconds that
+    /// Kubernetes gives.
+    pub shutdown_grace: Duration,
 }
 
 impl Default for Connections {
@@ -83,6 +90,7 @@ impl Default for Connections {
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(6 * 60),
+            shutdown_grace: Duration::from_secs(22),
         }
     }
 }
@@ -122,6 +130,7 @@ impl ConnectionFlags {
             header_timeout: time("--header-timeout", self.header_timeout, default.header_timeout)?,
             body_timeout: time("--body-timeout", self.body_timeout, default.body_timeout)?,
             idle_timeout: time("--idle-timeout", self.idle_timeout, default.idle_timeout)?,
+            shutdown_grace: time("--shutdown-grace", self.shutdown_grace, default.shutdown_grace)?,
         })
     }
 }

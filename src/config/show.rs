@@ -131,6 +131,7 @@ impl ShownFlags {
                 header_timeout: text("30s"),
                 body_timeout: text("30s"),
                 idle_timeout: text("6m"),
+                shutdown_grace: text("22s"),
             }
         );
         show!(

@@ -32,7 +32,8 @@ use crate::{
     client::{CONNECT, client},
     config::{Config, Flags, PolicyFlags, RateFlags},
     gateway::{Gateway, StartError},
-    log, server,
+    log,
+    server::{self, Ending},
 };
 use api::Api;
 use authorizer::Authorizer;
@@ -46,7 +47,7 @@ const INTERNAL_PORT: u16 = 9004;
 const RECEIVED_PORT: u16 = 9005;
 
 /// How long requests in flight at the authorizer and the receive endpoint have at the end.
-const GRACE: Duration = Duration::from_secs(2);
+const ENDING: Ending = Ending { farewell: Duration::ZERO, grace: Duration::from_secs(2) };
 
 /// Upstream can tell by the tenant which protocol a series came by.
 const UPLOAD_TENANT: &str = "dev-upload";
@@ -76,11 +77,11 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());
     dependencies.spawn(|stop| {
-        server::serve(authorizer, stop, GRACE, move |request, _| Arc::clone(&registrations).answer(request))
+        server::serve(authorizer, stop, ENDING, move |request, _| Arc::clone(&registrations).answer(request))
     });
     let kept = Arc::clone(&store);
     dependencies.spawn(|stop| {
-        server::serve(received, stop, GRACE, move |request, _| receive::answer(Arc::clone(&kept), request))
+        server::serve(received, stop, ENDING, move |request, _| receive::answer(Arc::clone(&kept), request))
     });
     let mut gateways = Group::new();
     gateways.spawn(|stop| gateway.serve(stop));

@@ -109,6 +109,13 @@ fn lengths() -> Vec<Row> {
         let framing = format!("{own}\r\nTransfer-Encoding: {coding}");
         rows.raw(&format!("{framing:?}"), [head(&framing), body(), whole()].concat(), NONE);
     }
+    // The parser takes these for chunks, as it looks at the last one.
+    for coding in ["gzip, chunked", "chunked, chunked", "identity, chunked", "chunked\r\nTransfer-Encoding: chunked"] {
+        let framing = format!("Transfer-Encoding: {coding}");
+        rows.raw(&format!("{framing:?}"), [head(&framing), in_chunks.clone(), whole()].concat(), &[Line(400)]);
+    }
+    let framing = "Transfer-Encoding: Chunked\r\nConnection: close";
+    rows.raw("chunks in capitals", [head(framing), in_chunks.clone()].concat(), &[Line(200)]).reaches_in_requests(1);
     for framing in [
         "Transfer-Encoding : chunked",
         " Transfer-Encoding: chunked",

@@ -9,7 +9,7 @@ use tokio::{
 use crate::{
     go::go_labels,
     support::{
-        World, Write,
+        World, Write, h2,
         payload::snappy_block,
         within,
         world::{TEXT, now},
@@ -42,6 +42,19 @@ enum Request {
     Of(Route, Box<dyn FnOnce(Sent) -> Sent + Send>),
     /// These bytes on a connection of their own, and the answers that come back before it is closed.
     Raw { bytes: Vec<u8>, ended: bool, answers: &'static [Answered] },
+    /// These frames on a connection of HTTP/2, and what is heard of its streams.
+    Frames { bytes: Vec<u8>, heard: &'static [Heard] },
+}
+
+/// What is heard on a connection of HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// A stream's answer.
+    Status(u32, u16),
+    /// Its end, as an error.
+    Reset(u32, u32),
+    /// The connection's end, as an error.
+    Goaway(u32),
 }
 
 /// An answer on a raw connection.
@@ -136,6 +149,11 @@ impl Rows {
         self.push(case, Request::Raw { bytes, ended: true, answers }, 0, "")
     }
 
+    /// These frames on a connection of HTTP/2.
+    pub(crate) fn streams(&mut self, case: impl Into<String>, bytes: Vec<u8>, heard: &'static [Heard]) -> &mut Row {
+        self.push(case, Request::Frames { bytes, heard }, 0, "")
+    }
+
     pub(crate) fn all(self) -> Vec<Row> {
         self.rows
     }
@@ -149,6 +167,11 @@ impl Row {
 
     pub(crate) fn reaches_as_sent(&mut self) {
         self.reaches = Reaches::AsSent;
+    }
+
+    /// One request, whole.
+    pub(crate) fn reaches_as_written(&mut self) {
+        self.reaches_in_requests(1);
     }
 
     pub(crate) fn reaches_in_requests(&mut self, count: usize) {
@@ -188,6 +211,10 @@ impl Row {
             Request::Raw { bytes, ended, answers: expected } => {
                 let answer = exchange(&case, world.gateway.public_address(), &bytes, ended).await;
                 assert_eq!(answers(&answer), expected, "{case}: {}", String::from_utf8_lossy(&answer));
+            }
+            Request::Frames { bytes, heard: expected } => {
+                let heard = within(&case, hear(world.gateway.public_address(), &bytes, expected.len())).await;
+                assert_eq!(heard, expected, "{case}");
             }
         }
         let writes = world.upstream.received_after(before);
@@ -261,6 +288,31 @@ async fn exchange(case: &str, gateway: &str, bytes: &[u8], ended: bool) -> Vec<u
     // A reset is an end like another.
     let _ = within(case, stream.read_to_end(&mut answer)).await;
     answer
+}
+
+/// What is heard of these frames: so much, and what comes besides before a ping that follows is answered.
+async fn hear(gateway: &str, bytes: &[u8], least: usize) -> Vec<Heard> {
+    let mut connection = h2::Connection::new(TcpStream::connect(gateway).await.unwrap()).await.unwrap();
+    // Whoever is hung up on may hear of it before all is sent.
+    let _ = connection.send(bytes).await;
+    let (mut heard, mut pinged) = (Vec::new(), false);
+    loop {
+        if heard.len() >= least && !pinged {
+            pinged = true;
+            let _ = connection.send(h2::frame(h2::PING, 0, 0, b"the rest")).await;
+        }
+        // A reset is an end like another.
+        let Ok(Some(frame)) = connection.next_of_note().await else { return heard };
+        match (frame.status(), frame.reset(), frame.goaway()) {
+            (Some(status), ..) => heard.push(Heard::Status(frame.stream, status)),
+            // Of a body that nobody needs: its answer is there.
+            (_, Some(h2::NO_ERROR), _) => {}
+            (_, Some(error), _) => heard.push(Heard::Reset(frame.stream, error)),
+            (.., Some((_, error))) => heard.push(Heard::Goaway(error)),
+            _ if frame.kind == h2::PING && frame.payload == b"the rest" => return heard,
+            _ => {}
+        }
+    }
 }
 
 /// The answers in a stream, each of which knows its length.

@@ -22,6 +22,7 @@
 pub mod authorizer;
 pub mod faulty;
 pub mod gateway;
+pub mod h2;
 pub mod http;
 pub mod issuer;
 pub mod payload;

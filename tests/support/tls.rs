@@ -170,6 +170,11 @@ impl TlsClient {
         Self(Arc::new(config))
     }
 
+    /// How it speaks, for connections of the test's own.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0)
+    }
+
     /// The same server, whatever the connection, is called `localhost`.
     pub async fn connect(&self, address: &str) -> Result<TlsConnection, String> {
         within("a TLS connection", self.try_connect(address)).await
@@ -226,6 +231,7 @@ impl TlsConnection {
 pub struct Neighbour {
     /// Where it is.
     pub url: String,
+    pub address: SocketAddr,
     asked: Arc<AtomicUsize>,
     shown: Arc<Mutex<Vec<CertificateDer<'static>>>>,
     _accepting: JoinSet<()>,
@@ -234,6 +240,11 @@ pub struct Neighbour {
 impl Neighbour {
     /// With this certificate. Where there is an authority for clients, each must show a certificate of it.
     pub async fn start(leaf: &Leaf, clients: Option<&Authority>) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), leaf, clients).await
+    }
+
+    /// The same at this address.
+    pub async fn start_at(address: SocketAddr, leaf: &Leaf, clients: Option<&Authority>) -> Self {
         let builder = rustls::ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let builder = match clients {
             None => builder.unwrap().with_no_client_auth(),
@@ -245,12 +256,13 @@ impl Neighbour {
         let mut tls = builder.with_single_cert(vec![leaf.der().clone()], leaf.key_der()).unwrap();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let url = format!("https://localhost:{}/", address.port());
         let (asked, shown) = (Arc::default(), Arc::default());
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, acceptor, Arc::clone(&asked), Arc::clone(&shown)));
-        Self { url, asked, shown, _accepting: accepting }
+        Self { url, address, asked, shown, _accepting: accepting }
     }
 
     /// How many requests it had.
