@@ -4,6 +4,7 @@
 //! tenant we all share is ours, and so a 5xx that makes the sender come back.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,11 +16,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use infogw_layers::{
+    client_credentials::Token,
     describe::{Describe, Row},
     encode::Encoded,
     observe::Observe,
     policy::Terms,
-    rejection::{BoxError, Reason, Rejection},
+    rejection::{BoxError, Reason, Rejection, repeats},
 };
 use tower::Service;
 
@@ -41,13 +43,21 @@ const TRAILING: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Forwards encoded write requests over the HTTP client `C`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Forward<C, O> {
     client: C,
     uri: Uri,
+    /// Keys may stand in the URL's query.
+    secrets: Arc<[Box<str>]>,
     success: Success,
     retries: Retries,
     observer: O,
+}
+
+impl<C, O> fmt::Debug for Forward<C, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forward").field("success", &self.success).finish_non_exhaustive()
+    }
 }
 
 /// What the sender hears of a success.
@@ -74,8 +84,16 @@ impl<C, O> Forward<C, O> {
     /// Forwards through `client`: to `uri`, or as the request's tenant, if it has one, with `THANOS-TENANT` and to where that one's
     /// writes go.
     pub fn new(client: C, uri: Uri, success: Success, retries: Retries, observer: O) -> Self {
-        Forward { client, uri, success, retries, observer }
+        let secrets = values_in(uri.query().unwrap_or_default());
+        Forward { client, uri, secrets, success, retries, observer }
     }
+}
+
+/// What in a URL's query may be a key. What is shorter may stand in any sentence.
+fn values_in(query: &str) -> Arc<[Box<str>]> {
+    const SHORTEST: usize = 8;
+    let values = query.split('&').map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
+    values.filter(|value| value.len() >= SHORTEST).map(Box::from).collect()
 }
 
 impl<C, O> Service<Request<Full<Bytes>>> for Forward<C, O>
@@ -95,7 +113,7 @@ where
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         let samples = request.extensions().get::<Encoded>().map_or(0, |encoded| encoded.samples);
         let request = self.outgoing(request);
-        let Forward { client, success, retries, observer, .. } = self.clone();
+        let Forward { client, success, retries, observer, secrets, uri: _ } = self.clone();
         Box::pin(async move {
             let started = Instant::now();
             let answer = tokio::time::timeout(DEADLINE, async {
@@ -107,15 +125,20 @@ where
                     true => tokio::time::timeout(TRAILING, reading).await.unwrap_or_default(),
                     false => reading.await,
                 };
-                Ok((head.status, head.headers, body))
+                Ok((head, body))
             });
             let answer = answer.await.unwrap_or(Err(Unanswered::Late));
-            let status = answer.as_ref().ok().map(|(status, ..)| *status);
+            let status = answer.as_ref().ok().map(|(head, _)| head.status);
             observer.observe(&Forwarded { status, elapsed: started.elapsed(), samples });
-            let (status, headers, body) = answer.map_err(|error| Rejection::from(error).relayed_by(NAME))?;
-            judge(status, &headers, &body).map_err(|rejection| rejection.by(NAME))?;
+            let (head, body) = answer.map_err(|error| Rejection::from(error).relayed_by(NAME))?;
+            // Some upstreams quote what they were sent.
+            let is_secret = |line: &str| {
+                let token = head.extensions.get::<Token>();
+                token.is_some_and(|token| token.is_in(line)) || secrets.iter().any(|secret| repeats(line, secret))
+            };
+            judge(head.status, &head.headers, &body, is_secret).map_err(|rejection| rejection.by(NAME))?;
             let mut response = Response::new(Full::default());
-            *response.status_mut() = if success == Success::Ok { StatusCode::OK } else { status };
+            *response.status_mut() = if success == Success::Ok { StatusCode::OK } else { head.status };
             Ok(response)
         })
     }
@@ -197,12 +220,20 @@ impl From<Unanswered> for Rejection {
 }
 
 /// Whether the upstream took the data, and whose fault it is if not.
-fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<(), Rejection> {
+fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    is_secret: impl Fn(&str) -> bool,
+) -> Result<(), Rejection> {
     match status.as_u16() {
         200..300 => Ok(()),
         400 | 409 | 413 | 422 => {
             let reason = first_line(body);
             let detail = match reason.as_str() {
+                reason if is_secret(reason) => {
+                    format!("the upstream refused this with {}, in words that hold a secret", status.as_u16())
+                }
                 "" => format!("the upstream refused this with {} and did not say why", status.as_u16()),
                 reason => format!("the upstream refused this: {reason}"),
             };

@@ -46,7 +46,7 @@ fn run() -> Result<Exit, Failure> {
 fn run_gateway(flags: Flags) -> Result<Exit, Failure> {
     // A task can take as long as a payload is worked on: what is ready is looked for more often than after 61 of them.
     let runtime = Builder::new_multi_thread().enable_all().event_interval(16).build()?;
-    let config = Config::new(flags)?;
+    let config = Config::new(flags.with_environment()?)?;
     log::init(config.log_level);
     raise_descriptors(&config);
     let served = runtime.block_on(serve(&config));

@@ -97,7 +97,10 @@ const ACCEPTED: &[&str] = &[
     "--redis",
     "--redis-mode",
     "--redis-sentinel-master",
+    "--redis-password",
+    "--redis-password-file",
     "--redis-sentinel-password",
+    "--redis-sentinel-password-file",
     "--redis-tls-ca-crt",
     "--redis-tls-crt",
     "--redis-tls-key",
@@ -252,6 +255,21 @@ async fn a_wrong_flag_is_one_line_and_64() {
         (&["--body-timeout=30"], "--body-timeout: "),
         (&["--shutdown-grace=0s"], "--shutdown-grace: `0s` is not more than 0 and at most 24h"),
         (&["--idle-timeout=25h"], "--idle-timeout: `25h` is not more than 0 and at most 24h"),
+        (&["--shared-key=-----BEGIN PRIVATE KEY-----\nsecret"], "--shared-key: this is what the file should hold"),
+        (&["--redis-password=secret"], "--redis-password is nothing without --redis"),
+        (
+            &["--redis=redis://:secret@a", "--redis-password=secret"],
+            "--redis-password: the URL has a password already; give one of them",
+        ),
+        (
+            &["--redis=redis://a", "--redis-password=secret", "--redis-password-file=f"],
+            "--redis-password and --redis-password-file exclude each other",
+        ),
+        (&["--redis=redis://a", "--redis-password-file=/nowhere"], "--redis-password-file: /nowhere: No such file"),
+        (
+            &["--redis=redis://a", "--redis-sentinel-password=secret"],
+            "--redis-sentinel-password is for --redis-mode=sentinel",
+        ),
         (&["--internal-token-file=/nowhere"], "--internal-token-file: /nowhere: "),
         (&["--log-level=loud"], "--log-level: `loud` is none of debug, info, warn, error"),
         (&["--verbose=perhaps"], "'perhaps'"),
@@ -337,6 +355,9 @@ async fn help_and_version() {
     }
     for default in ["0.0.0.0:9003", "localhost:9004", "_id", "4m30s", "512000", "131072", "86400", "info"] {
         assert!(exit.stdout.contains(&format!("[default: {default}]")), "{default}");
+    }
+    for variable in ["$INFOGW_CLIENT_SECRET", "$INFOGW_REDIS_PASSWORD", "$INFOGW_REDIS_SENTINEL_PASSWORD"] {
+        assert!(exit.stdout.contains(variable), "{variable}");
     }
     for told in [
         "  dev ",

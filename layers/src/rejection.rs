@@ -266,6 +266,23 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// Whether `text`, which somebody else wrote, repeats `secret`: all of it, or 16 bytes on end, as where a quote was cut short. Nothing
+/// that does is to be passed on.
+///
+/// ```
+/// use infogw_layers::rejection::repeats;
+///
+/// assert!(repeats("unknown client s3cret", "s3cret"));
+/// assert!(repeats("bad token eyJhbGciOiJSUzI1Ni...", "eyJhbGciOiJSUzI1NiJ9.e30.c2lnbmF0dXJl"));
+/// assert!(!repeats("unknown client", "s3cret"));
+/// ```
+pub fn repeats(text: &str, secret: &str) -> bool {
+    const TELLING: usize = 16;
+    let window = secret.len().min(TELLING);
+    let part_is_in = |(at, _)| text.get(at..at + window).is_some_and(|part| secret.contains(part));
+    window > 0 && (text.contains(secret) || text.char_indices().any(part_is_in))
+}
+
 /// `str::floor_char_boundary`, which is newer than our MSRV.
 pub(crate) trait FloorBoundary {
     /// The largest char boundary at or below `at`.

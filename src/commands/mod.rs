@@ -204,9 +204,17 @@ fn line(error: &clap::Error) -> String {
     // After a flag clap takes any argument for a subcommand.
     if let (ErrorKind::ArgumentConflict, Some(ContextValue::String(argument))) =
         (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && is_like_a_flag(argument)
         && CommandLine::command().find_subcommand(argument).is_none()
     {
         return format!("error: unexpected argument '{argument}' found");
+    }
+    let unexpected = match error.kind() {
+        ErrorKind::UnknownArgument => error.get(ContextKind::InvalidArg),
+        _ => error.get(ContextKind::InvalidSubcommand),
+    };
+    if matches!(unexpected, Some(ContextValue::String(argument)) if !is_like_a_flag(argument)) {
+        return "error: unexpected argument found; it is not shown, for it may be a secret".to_owned();
     }
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim);
@@ -214,6 +222,11 @@ fn line(error: &clap::Error) -> String {
     // What directly follows is what is missing, or what there is to choose from; a blank line parts it from advice.
     let rest: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
     format!("{first} {}", rest.join(", ")).trim_end().to_owned()
+}
+
+/// Whether it is short and plain, like the names of flags and commands. Whatever is not may be the value of a flag that was lost.
+fn is_like_a_flag(argument: &str) -> bool {
+    argument.len() <= 40 && argument.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]

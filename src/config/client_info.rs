@@ -6,7 +6,7 @@ use clap::Args;
 use infogw_layers::authorize::client_info::{ClientInfo, ClientInfoHeaders};
 use tokio::task::JoinSet;
 
-use super::{Authorizer, ConfigError, given, label_name, wrong};
+use super::{Authorizer, ConfigError, given, label_name, path, wrong};
 use crate::{admin::metrics::identity::IdentityMetrics, watch::Followed};
 
 /// Flags of identity from client certificates, rhelemeter-server's.
@@ -29,7 +29,7 @@ impl ClientInfoFlags {
         authorizer: &Authorizer,
         partition_label: &str,
     ) -> Result<(Option<ClientInfoFile>, String), ConfigError> {
-        let file = given(self.client_info_data_file).map(ClientInfoFile::new).transpose()?;
+        let file = path("--client-info-data-file", self.client_info_data_file)?.map(ClientInfoFile::new).transpose()?;
         let label = match given(self.client_info_subject_label) {
             None => partition_label.to_owned(),
             Some(label) => label_name("--client-info-subject-label", label)?,

@@ -1,11 +1,16 @@
 //! The flags as they are written, before they mean anything.
 
+use std::fmt;
+
 use clap::{ArgAction, Args};
 
-use super::{AuthorizationFlags, ClientInfoFlags, ConnectionFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags};
+use super::{
+    AuthorizationFlags, ClientInfoFlags, ConnectionFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags,
+    show::ShownFlags,
+};
 
 /// Flags of the gateway. An empty value is the same as none; a flag that takes one value takes the last one given.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Clone, Default, Args)]
 #[command(next_help_heading = "Listeners")]
 pub struct Flags {
     /// Public address [default: 0.0.0.0:9003].
@@ -93,6 +98,13 @@ pub struct Flags {
         value_parser = go_bool
     )]
     pub verbose: bool,
+}
+
+/// As they may be [shown](ShownFlags).
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", ShownFlags::new(self))
+    }
 }
 
 /// `-v`, `-v=false`: what Go's `strconv.ParseBool` takes, and the empty value.

@@ -4,6 +4,7 @@ mod authorization;
 mod client_info;
 mod connections;
 pub mod duration;
+mod environment;
 mod flags;
 mod oidc;
 pub mod policy;
@@ -13,7 +14,7 @@ mod stores;
 mod tls;
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, ToSocketAddrs as _},
     num::NonZeroUsize,
     path::PathBuf,
@@ -96,7 +97,7 @@ pub struct Config {
 }
 
 /// Who says which token is which cluster's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Authorizer {
     /// UHC's cluster registrations.
     Registrations(Uri),
@@ -112,6 +113,17 @@ impl Authorizer {
         match self {
             Authorizer::Registrations(url) => Some(url),
             Authorizer::AcceptAny | Authorizer::Nobody => None,
+        }
+    }
+}
+
+/// Without what may be a key.
+impl fmt::Debug for Authorizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Authorizer::Registrations(url) => write!(f, "Registrations({})", show::hidden_in_query(&url.to_string())),
+            Authorizer::AcceptAny => f.write_str("AcceptAny"),
+            Authorizer::Nobody => f.write_str("Nobody"),
         }
     }
 }
@@ -151,8 +163,10 @@ impl Config {
         let Some(forward_url) = given(flags.forward_url) else {
             return wrong!("--forward-url is required: the URL of the receive endpoint");
         };
-        let key_files = flags.shared_key.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect();
-        let keys = Keyring::new(key_files).map_err(|error| ConfigError(format!("--shared-key: {error}")))?;
+        let key_files = flags.shared_key.into_iter().map(|file| path("--shared-key", Some(file)));
+        let key_files: Vec<_> = key_files.collect::<Result<_, _>>()?;
+        let keys = Keyring::new(key_files.into_iter().flatten().map(PathBuf::from).collect())
+            .map_err(|error| ConfigError(format!("--shared-key: {error}")))?;
         let token_lifetime = number("--token-expire-seconds", flags.token_expire_seconds, 86_400)? as u64;
         if token_lifetime == 0 || token_lifetime > 10 * 365 * 86_400 {
             return wrong!("--token-expire-seconds: a token lives 1 second to 10 years");
@@ -236,6 +250,27 @@ fn partition_label(flag: Option<String>) -> Result<String, ConfigError> {
     label_name("--partition-label", given(flag).unwrap_or_else(|| "_id".to_owned()))
 }
 
+/// The secret that a flag gives, or else the file that another flag names; a line end after it is none of it.
+fn secret(
+    (flag, value): (&str, Option<String>),
+    (file_flag, file): (&str, Option<String>),
+) -> Result<Option<String>, ConfigError> {
+    match (given(value), path(file_flag, file)?) {
+        (Some(_), Some(_)) => wrong!("{flag} and {file_flag} exclude each other; give one of them"),
+        (value, None) => Ok(value),
+        (None, Some(path)) => secret_in(file_flag, &path).map(Some),
+    }
+}
+
+/// The secret in a file, without the line end after it.
+fn secret_in(flag: &str, path: &str) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{flag}: {path}: {error}")))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => wrong!("{flag}: {path} holds no secret"),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
 /// Empty means unset.
 pub(crate) fn given(value: Option<String>) -> Option<String> {
     value.filter(|value| !value.is_empty())
@@ -252,9 +287,23 @@ pub(crate) fn number(flag: &str, value: Option<String>, default: usize) -> Resul
     })
 }
 
+/// `value` for the line that says what is wrong with it. What stands before an @ may be a password, and in a query a key.
+fn shown(value: &str) -> String {
+    if value.contains(['@', '?']) { "the value".to_owned() } else { format!("`{value}`") }
+}
+
+/// A file's path. Who gives what should be in the file instead is not told it again.
+pub(crate) fn path(flag: &str, value: Option<String>) -> Result<Option<String>, ConfigError> {
+    match given(value) {
+        Some(value) if value.contains('\n') || value.contains("-----BEGIN") || value.trim_start().starts_with('{') => {
+            wrong!("{flag}: this is what the file should hold; write it there, and give the file's path")
+        }
+        value => Ok(value),
+    }
+}
+
 pub(crate) fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
-    // What stands before an @ may be a password, and in a query a key.
-    let shown = if value.contains(['@', '?']) { "the value".to_owned() } else { format!("`{value}`") };
+    let shown = shown(value);
     let url: Uri = value.parse().map_err(|error| ConfigError(format!("{flag}: {shown} is not a URL: {error}")))?;
     match (url.scheme_str(), url.authority()) {
         (_, Some(authority)) if authority.as_str().contains('@') => {
@@ -276,14 +325,14 @@ fn addresses(flag: &str, value: Option<String>, default: &str) -> Result<Vec<Soc
     let value = value.unwrap_or_else(|| default.to_owned());
     match resolve(&value) {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => wrong!("{flag}: `{value}` stands for no address"),
-        Err(error) => wrong!("{flag}: `{value}` is not an address like 0.0.0.0:9003: {error}"),
+        Ok(_) => wrong!("{flag}: {} stands for no address", shown(&value)),
+        Err(error) => wrong!("{flag}: {} is not an address like 0.0.0.0:9003: {error}", shown(&value)),
     }
 }
 
 /// A file that holds something.
-fn token_file(flag: &str, path: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
-    let Some(path) = given(path) else { return Ok(None) };
+fn token_file(flag: &str, file: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(path) = path(flag, file)? else { return Ok(None) };
     match std::fs::read(&path) {
         Ok(token) if token.trim_ascii().is_empty() => wrong!("{flag}: {path} is empty; write the token into it"),
         Ok(_) => Ok(Some(path.into())),
@@ -341,6 +390,37 @@ mod tests {
         assert_eq!(found(":80"), ["[::]:80".parse().unwrap(), "0.0.0.0:80".parse().unwrap()]);
         assert_eq!(found("[::1]:80"), ["[::1]:80".parse().unwrap()]);
         assert_eq!(found("localhost:80")[0], "127.0.0.1:80".parse().unwrap());
+    }
+
+    #[test]
+    fn no_debug_shows_a_secret() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let client_info = r#"{"secret":"hush","config":{"secret_header":"x-s","common_name_header":"x-c"}}"#;
+        std::fs::write(file.path(), client_info).unwrap();
+        let some = |text: &str| Some(text.to_owned());
+        let mut flags = Flags {
+            authorize: some("http://localhost:1/?key=hush"),
+            forward_url: some("http://localhost:1/{tenant}?key=hush&hush"),
+            ..Flags::default()
+        };
+        flags.client_info.client_info_data_file = some(file.path().to_str().unwrap());
+        flags.policy.receive_tenant_id = some("t");
+        flags.oidc.oidc_issuer = some("http://localhost:1");
+        flags.oidc.client_id = some("gateway");
+        flags.oidc.client_secret = Some("hush".into());
+        flags.stores.redis = vec!["redis://localhost:1".to_owned()];
+        flags.stores.redis_mode = some("sentinel");
+        flags.stores.redis_sentinel_master = some("m");
+        flags.stores.redis_password = some("hush");
+        flags.stores.redis_sentinel_password = some("hush");
+        let (config, written) = Config::read(flags.clone()).unwrap();
+        let shown = format!("{flags:?} {:?} {config:?} {written:?} {:?}", flags.stores, config.oidc);
+        assert!(!shown.contains("hush") && shown.contains("localhost:1"), "{shown}");
+        // Neither what is wrong.
+        flags.authorize = some("http://user:hush@localhost/");
+        flags.oidc.oidc_issuer = some("http://user:hush@localhost/");
+        let shown = format!("{flags:?}");
+        assert!(!shown.contains("hush"), "{shown}");
     }
 
     #[test]

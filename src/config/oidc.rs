@@ -6,11 +6,11 @@ use clap::Args;
 use infogw_layers::client_credentials::{ClientSecret, IssuerUrl};
 use rustls::RootCertStore;
 
-use super::{ConfigError, given, tls, wrong};
+use super::{ConfigError, given, path, secret_in, shown, tls, wrong};
 use crate::tls::{ClientFiles, Live};
 
 /// Flags of the client-credentials grant.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Clone, Default, Args)]
 pub struct OidcFlags {
     /// OpenID issuer whose tokens the authorizer and the upstream are shown; none are shown unless given.
     #[arg(long, value_name = "URL", help_heading = "Credentials")]
@@ -18,7 +18,7 @@ pub struct OidcFlags {
     /// This gateway's client id there.
     #[arg(long, value_name = "ID", help_heading = "Credentials", allow_hyphen_values = true)]
     pub client_id: Option<String>,
-    /// The client's secret; whoever may list processes sees it, so prefer --client-secret-file.
+    /// The client's secret; whoever may list processes sees it, so prefer --client-secret-file, or $INFOGW_CLIENT_SECRET.
     #[arg(long, value_name = "SECRET", help_heading = "Credentials", allow_hyphen_values = true)]
     pub client_secret: Option<ClientSecret>,
     /// File that holds the client's secret; read again for each token.
@@ -60,9 +60,9 @@ impl Oidc {
         let id = given(flags.client_id);
         let value =
             flags.client_secret.filter(|secret| !matches!(secret, ClientSecret::Value(value) if value.is_empty()));
-        let file = given(flags.client_secret_file);
+        let file = path("--client-secret-file", flags.client_secret_file)?;
         let audience = given(flags.oidc_audience);
-        let ca = tls::file("--oidc-tls-ca-crt", flags.oidc_tls_ca_crt);
+        let ca = tls::file("--oidc-tls-ca-crt", flags.oidc_tls_ca_crt)?;
         let Some(issuer) = given(flags.oidc_issuer) else {
             // telemeter-server's own are passed over there, and its manifests give them all, empty or not.
             let others = [("--client-secret-file", file.is_some()), ("--oidc-tls-ca-crt", ca.is_some())];
@@ -71,8 +71,7 @@ impl Oidc {
                 None => Ok(None),
             };
         };
-        // What stands before an @ may be a password.
-        let shown = if issuer.contains('@') { "the value" } else { &format!("`{issuer}`") };
+        let shown = shown(&issuer);
         let issuer: IssuerUrl =
             issuer.parse().map_err(|error| ConfigError(format!("--oidc-issuer: {shown}: {error}")))?;
         let Some(client_id) = id else {
@@ -93,15 +92,11 @@ impl Oidc {
 }
 
 fn secret_file(path: String) -> Result<ClientSecret, ConfigError> {
-    let text = std::fs::read_to_string(&path);
-    let text = text.map_err(|error| ConfigError(format!("--client-secret-file: {path}: {error}")))?;
-    if text.trim_end_matches(['\r', '\n']).is_empty() {
-        return wrong!("--client-secret-file: {path} holds no secret");
-    }
+    let secret = secret_in("--client-secret-file", &path)?;
     // A pipe gives it once.
     if std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
         Ok(ClientSecret::File(path.into()))
     } else {
-        Ok(ClientSecret::from(text.trim_end_matches(['\r', '\n'])))
+        Ok(ClientSecret::from(secret.as_str()))
     }
 }

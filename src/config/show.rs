@@ -156,7 +156,10 @@ impl ShownFlags {
                 redis_mode: text("single"),
                 redis_timeout: text("50ms"),
                 redis_sentinel_master: unset,
+                redis_password: secret_text,
+                redis_password_file: unset,
                 redis_sentinel_password: secret_text,
+                redis_sentinel_password_file: unset,
                 redis_tls_ca_crt: unset,
                 redis_tls_crt: unset,
                 redis_tls_key: unset,
@@ -175,9 +178,10 @@ fn unset(value: &Option<String>) -> Value {
     said(value).into()
 }
 
-/// A URL with a user or password is not taken, but keys may stand in its query.
+/// A URL with a user or password is not taken, so that none is shown; and keys may stand in a query.
 fn url(value: &Option<String>) -> Value {
-    said(value).map(|url| hidden_in_query(url, |_, value| value == "{tenant}")).into()
+    let place = |url: &str| url.split('?').next().unwrap_or_default().to_owned();
+    said(value).map(|url| if place(url).contains('@') { HIDDEN.to_owned() } else { hidden_in_query(url) }).into()
 }
 
 fn text(default: &str) -> impl Fn(&Option<String>) -> Value {
@@ -241,11 +245,16 @@ fn hidden(url: &str) -> String {
             None => format!("{HIDDEN}@{place}"),
         },
     };
-    hidden_in_query(&format!("{scheme}://{place}{query}"), |key, _| matches!(key, "db" | "protocol"))
+    hidden_but(&format!("{scheme}://{place}{query}"), |key, _| matches!(key, "db" | "protocol"))
 }
 
-/// The URL without the values in its query, but for those that may be shown.
-fn hidden_in_query(url: &str, may_be_shown: impl Fn(&str, &str) -> bool) -> String {
+/// The URL without the values in its query.
+pub(crate) fn hidden_in_query(url: &str) -> String {
+    hidden_but(url, |_, value| value == "{tenant}")
+}
+
+/// The same, but for those that may be shown.
+fn hidden_but(url: &str, may_be_shown: impl Fn(&str, &str) -> bool) -> String {
     let Some((place, query)) = url.split_once('?') else { return url.to_owned() };
     let shown = |pair: &str| match pair.split_once('=') {
         Some((key, value)) if may_be_shown(key, value) => pair.to_owned(),

@@ -5,7 +5,7 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 use clap::Args;
 use infogw_layers::store::redis::{ClientTlsConfig, RedisConfig, RedisConnection, RedisMode, RedisTls};
 
-use super::{ConfigError, duration, given, number, wrong};
+use super::{ConfigError, duration, given, is_given, number, path, secret, shown, wrong};
 
 /// Flags of what replicas share.
 #[derive(Clone, Default, Args)]
@@ -21,7 +21,7 @@ pub struct StoreFlags {
     /// How often the addresses of memcached are looked up; 0 or less is once [default: 10].
     #[arg(long, allow_hyphen_values = true, value_name = "SECONDS")]
     pub memcached_interval: Option<String>,
-    /// Redis or Valkey that shares the rate limit, and authorizations unless memcached does: redis://user:password@host:port/database,
+    /// Redis or Valkey that shares the rate limit, and authorizations unless memcached does: redis://user@host:port/database,
     /// rediss:// for TLS, or redis+unix:///path; nodes of a cluster, or sentinels, repeatable, comma-separated.
     #[arg(long, value_name = "URL")]
     pub redis: Vec<String>,
@@ -34,9 +34,20 @@ pub struct StoreFlags {
     /// The name by which the sentinels know the master.
     #[arg(long, value_name = "NAME")]
     pub redis_sentinel_master: Option<String>,
-    /// The sentinels' own password; the URL's is the master's.
-    #[arg(long, value_name = "PASSWORD")]
+    /// Its password, where the URL gives none; whoever may list processes sees both, so prefer --redis-password-file, or
+    /// $INFOGW_REDIS_PASSWORD.
+    #[arg(long, value_name = "PASSWORD", allow_hyphen_values = true)]
+    pub redis_password: Option<String>,
+    /// File that holds the password; read at the start.
+    #[arg(long, value_name = "FILE")]
+    pub redis_password_file: Option<String>,
+    /// The sentinels' own password; the one above is the master's. Prefer --redis-sentinel-password-file, or
+    /// $INFOGW_REDIS_SENTINEL_PASSWORD.
+    #[arg(long, value_name = "PASSWORD", allow_hyphen_values = true)]
     pub redis_sentinel_password: Option<String>,
+    /// File that holds the sentinels' own password; read at the start.
+    #[arg(long, value_name = "FILE")]
+    pub redis_sentinel_password_file: Option<String>,
     /// Certificates to trust as Redis's authorities, PEM, instead of the system's.
     #[arg(long, value_name = "FILE")]
     pub redis_tls_ca_crt: Option<String>,
@@ -86,6 +97,19 @@ pub struct MemcachedServers {
     pub interval: Option<Duration>,
 }
 
+impl StoreFlags {
+    /// Whether a flag says the password of Redis, its URL among them.
+    pub(super) fn gives_redis_password(&self) -> bool {
+        let urls: Vec<_> = self.redis.iter().flat_map(|value| urls(value)).collect();
+        // What is wrong with them is found out later.
+        let in_url =
+            RedisConfig::new(&urls, RedisMode::Cluster).or_else(|_| RedisConfig::new(&urls, RedisMode::Single));
+        is_given(&self.redis_password)
+            || is_given(&self.redis_password_file)
+            || in_url.is_ok_and(|config| config.has_password())
+    }
+}
+
 impl Stores {
     pub(super) fn new(flags: StoreFlags) -> Result<Self, ConfigError> {
         let expire = match number("--memcached-expire", flags.memcached_expire.clone(), 86_400)? as u64 {
@@ -123,7 +147,7 @@ fn host_and_port(server: &str) -> Result<String, ConfigError> {
     let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == '@';
     let has_port = port.parse::<u16>().is_ok_and(|port| port > 0);
     if bare.is_empty() || bare.contains(odd) || !enclosed || !has_port {
-        return wrong!("--memcached: `{server}` is not host:port");
+        return wrong!("--memcached: {} is not host:port", shown(server));
     }
     Ok(server.to_owned())
 }
@@ -142,14 +166,22 @@ fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
     let mode = given(flags.redis_mode);
     let timeout = given(flags.redis_timeout);
     let master = given(flags.redis_sentinel_master);
-    let password = given(flags.redis_sentinel_password);
-    let [ca, crt, key] = [flags.redis_tls_ca_crt, flags.redis_tls_crt, flags.redis_tls_key].map(given);
+    let password =
+        secret(("--redis-password", flags.redis_password), ("--redis-password-file", flags.redis_password_file))?;
+    let sentinel_password = secret(
+        ("--redis-sentinel-password", flags.redis_sentinel_password),
+        ("--redis-sentinel-password-file", flags.redis_sentinel_password_file),
+    )?;
+    let ca = path("--redis-tls-ca-crt", flags.redis_tls_ca_crt)?;
+    let crt = path("--redis-tls-crt", flags.redis_tls_crt)?;
+    let key = path("--redis-tls-key", flags.redis_tls_key)?;
     if urls.is_empty() {
         let idle = [
             ("--redis-mode", mode.is_some()),
             ("--redis-timeout", timeout.is_some()),
             ("--redis-sentinel-master", master.is_some()),
-            ("--redis-sentinel-password", password.is_some()),
+            ("--redis-password", password.is_some()),
+            ("--redis-sentinel-password", sentinel_password.is_some()),
             ("--redis-tls-ca-crt", ca.is_some()),
             ("--redis-tls-crt", crt.is_some()),
             ("--redis-tls-key", key.is_some()),
@@ -171,7 +203,7 @@ fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
         (Some("cluster"), None) => RedisMode::Cluster,
         (Some(other), None) => return wrong!("--redis-mode: `{other}` is none of single, cluster, sentinel"),
     };
-    if password.is_some() && !matches!(mode, RedisMode::Sentinel { .. }) {
+    if sentinel_password.is_some() && !matches!(mode, RedisMode::Sentinel { .. }) {
         return wrong!("--redis-sentinel-password is for --redis-mode=sentinel");
     }
     let single = mode == RedisMode::Single;
@@ -185,6 +217,13 @@ fn redis(flags: StoreFlags) -> Result<Option<RedisConnection>, ConfigError> {
         Err(error) => return wrong!("--redis: {error}"),
     };
     let config = match password {
+        Some(_) if config.has_password() => {
+            return wrong!("--redis-password: the URL has a password already; give one of them");
+        }
+        Some(password) => config.password(&password),
+        None => config,
+    };
+    let config = match sentinel_password {
         Some(password) => config.sentinel_password(password),
         None => config,
     };
@@ -252,10 +291,12 @@ mod tests {
         assert_eq!(memcached.servers, ["a:1", "b:2", "[::1]:3"]);
         assert_eq!((memcached.interval, found.expire), (Some(Duration::from_secs(10)), Duration::from_secs(86_400)));
 
-        for wrong in ["a", "a:", "a:0", "a:65536", ":1", "::1:3", "/tmp/socket", "a b:1", "u:p@a:1"] {
+        for wrong in ["a", "a:", "a:0", "a:65536", ":1", "::1:3", "/tmp/socket", "a b:1"] {
             let error = stores(|flags| flags.memcached = vec![wrong.to_owned()]).unwrap_err();
             assert_eq!(error, format!("--memcached: `{wrong}` is not host:port"));
         }
+        let error = stores(|flags| flags.memcached = vec!["u:hush@a:1".to_owned()]).unwrap_err();
+        assert_eq!(error, "--memcached: the value is not host:port");
         let expire = |expire: &str| stores(|flags| flags.memcached_expire = Some(expire.to_owned()));
         assert_eq!(expire("0").unwrap().expire, Duration::from_secs(LONGEST));
         assert_eq!(expire("1").unwrap().expire, Duration::from_secs(1));

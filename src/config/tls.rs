@@ -7,7 +7,7 @@ use http::Uri;
 use rustls::RootCertStore;
 use tokio::task::JoinSet;
 
-use super::{ConfigError, given, wrong};
+use super::{ConfigError, path, wrong};
 use crate::watch::Followed;
 use crate::{
     admin::metrics::tls::TlsMetrics,
@@ -77,7 +77,7 @@ impl From<TlsError> for ConfigError {
 impl TlsConfig {
     /// Reads the files that `flags` name.
     pub(super) fn new(flags: TlsFlags, forward: &Uri, authorize: Option<&Uri>) -> Result<Self, ConfigError> {
-        let client_ca = file("--tls-ca-crt", flags.tls_ca_crt);
+        let client_ca = file("--tls-ca-crt", flags.tls_ca_crt)?;
         let public = pair(("--tls-crt", flags.tls_crt), ("--tls-key", flags.tls_key))?;
         let public = match (public, client_ca) {
             (Some(pair), client_ca) => Some(Live::new(ServerFiles { name: "public", pair, client_ca })?),
@@ -98,12 +98,12 @@ impl TlsConfig {
         let client = |name, ca, pair| ClientFiles { ca, pair, ..ClientFiles::new(name, Arc::clone(&roots)) };
         let to_upstream = client(
             "forward",
-            file("--forward-tls-ca-crt", flags.forward_tls_ca_crt),
+            file("--forward-tls-ca-crt", flags.forward_tls_ca_crt)?,
             pair(("--forward-tls-crt", flags.forward_tls_crt), ("--forward-tls-key", flags.forward_tls_key))?,
         );
         let to_authorizer = client(
             "authorize",
-            file("--authorize-tls-ca-crt", flags.authorize_tls_ca_crt),
+            file("--authorize-tls-ca-crt", flags.authorize_tls_ca_crt)?,
             pair(("--authorize-tls-crt", flags.authorize_tls_crt), ("--authorize-tls-key", flags.authorize_tls_key))?,
         );
         Ok(TlsConfig {
@@ -141,7 +141,7 @@ pub(crate) fn tls_to(
     ca_flag: &'static str,
     ca: Option<String>,
 ) -> Result<Live<ClientFiles>, ConfigError> {
-    let files = ClientFiles { ca: file(ca_flag, ca), ..ClientFiles::new(flag, Arc::new(system_roots())) };
+    let files = ClientFiles { ca: file(ca_flag, ca)?, ..ClientFiles::new(flag, Arc::new(system_roots())) };
     used(files, flag, Some(url))
 }
 
@@ -154,15 +154,15 @@ pub(super) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<
     Ok(Live::new(files)?)
 }
 
-pub(super) fn file(flag: &'static str, path: Option<String>) -> Option<PemFile> {
-    given(path).map(|path| PemFile { flag, path: path.into() })
+pub(super) fn file(flag: &'static str, value: Option<String>) -> Result<Option<PemFile>, ConfigError> {
+    Ok(path(flag, value)?.map(|path| PemFile { flag, path: path.into() }))
 }
 
 fn pair(
     (crt, certificate): (&'static str, Option<String>),
     (key, private): (&'static str, Option<String>),
 ) -> Result<Option<KeyPair>, ConfigError> {
-    match (file(crt, certificate), file(key, private)) {
+    match (file(crt, certificate)?, file(key, private)?) {
         (Some(certificate), Some(key)) => Ok(Some(KeyPair { certificate, key })),
         (None, None) => Ok(None),
         (Some(_), None) => wrong!("{crt}: a certificate needs its key; give {key}, too"),

@@ -19,9 +19,25 @@ use serde::{
 use super::{ClusterId, json};
 use crate::rejection::{Reason, Rejection};
 
-/// A token. It is never printed, not by `Debug` either.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// A token. It is never printed, not by `Debug` either. To compare two takes as long whatever they differ in, save their lengths.
+#[derive(Clone)]
 pub struct Secret(Box<str>);
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        let differing = self.0.bytes().zip(other.0.bytes()).fold(0, |differing, (a, b)| differing | (a ^ b));
+        // Not to be known before the end.
+        self.0.len() == other.0.len() && std::hint::black_box(differing) == 0
+    }
+}
+
+impl Eq for Secret {}
+
+impl Hash for Secret {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Secret {
     /// Keeps `secret`.

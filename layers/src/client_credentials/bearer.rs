@@ -19,6 +19,9 @@ const NAME: &str = "BearerLayer";
 /// Sends the token along with each request of an HTTP client.
 ///
 /// After a 401 the request is sent once more, with another token, if the source has or gets one. What is answered then stands.
+///
+/// The answer has the [`Token`] among its extensions, so that whoever passes on what it says can [tell](Token::is_in) if that is the
+/// token: servers quote what they were sent.
 #[derive(Debug, Clone)]
 pub struct BearerLayer {
     tokens: TokenSource,
@@ -80,7 +83,7 @@ where
             authorize(&mut request, &token);
             let response = inner.clone().oneshot(request).await.map_err(Into::into)?;
             if response.status() != StatusCode::UNAUTHORIZED || !is_about_us(response.headers()) {
-                return Ok(response);
+                return Ok(shown(response, token));
             }
             let Some(token) = tokens.replace(&token).await else {
                 return Ok(response);
@@ -88,9 +91,16 @@ where
             drop(response);
             let mut request = again;
             authorize(&mut request, &token);
-            inner.oneshot(request).await.map_err(Into::into)
+            let response = inner.oneshot(request).await.map_err(Into::into)?;
+            Ok(shown(response, token))
         })
     }
+}
+
+/// Puts the token beside the answer to it.
+fn shown<R>(mut response: Response<R>, token: Token) -> Response<R> {
+    response.extensions_mut().insert(token);
+    response
 }
 
 fn authorize<B>(request: &mut Request<B>, token: &Token) {

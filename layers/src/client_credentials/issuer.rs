@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use tower::ServiceExt;
 use tower_service::Service;
 
-use crate::rejection::{BoxError, excerpt};
+use crate::rejection::{BoxError, excerpt, repeats};
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -293,8 +294,10 @@ where
         let token = grant.request_async(&send).await.map_err(|error| match error {
             RequestTokenError::Request(error) => error,
             RequestTokenError::ServerResponse(refusal) => {
-                // Some issuers quote what they were sent: looked for before anything is cut.
-                let told = |text: &str| (!text.contains(&secret)).then(|| excerpt(text).into_owned());
+                // Some issuers quote what they were sent.
+                let sent = as_sent(&self.id, &secret);
+                let told =
+                    |text: &str| (!sent.iter().any(|form| repeats(text, form))).then(|| excerpt(text).into_owned());
                 let code = told(refusal.error().as_ref()).unwrap_or_else(|| "it does not say why".to_owned());
                 let description = refusal.error_description().and_then(|description| told(description));
                 IssuerError::Refused(description.map_or(code.clone(), |why| format!("{code}: {why}")))
@@ -364,6 +367,15 @@ impl<C> ClientCredentials<C> {
     fn remember(&self, endpoint: Option<Endpoint>) {
         *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = endpoint;
     }
+}
+
+/// The secret in each form in which it goes to the issuer: as it is, in a form, and in the header of basic authentication (RFC 6749,
+/// section 2.3.1).
+fn as_sent(id: &str, secret: &str) -> [String; 3] {
+    let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let in_form = encode(secret);
+    let basic = BASE64_STANDARD.encode(format!("{}:{in_form}", encode(id)));
+    [secret.to_owned(), in_form, basic]
 }
 
 /// One exchange. An error's body is only of use where it is JSON.

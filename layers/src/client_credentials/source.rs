@@ -23,7 +23,7 @@ use super::{Issued, TokenRequest};
 use crate::{
     clock::Clock,
     observe::Observe,
-    rejection::{Reason, Rejection},
+    rejection::{Reason, Rejection, repeats},
 };
 
 /// How long a request waits for a token that is on its way.
@@ -57,6 +57,12 @@ impl Token {
     /// The value of `Authorization`, marked as sensitive.
     pub fn authorization(&self) -> &HeaderValue {
         &self.authorization
+    }
+
+    /// Whether `text` repeats it, or a part of it: see [`repeats`].
+    pub fn is_in(&self, text: &str) -> bool {
+        let token = self.authorization.as_bytes().strip_prefix(b"Bearer ").unwrap_or_default();
+        repeats(text, &String::from_utf8_lossy(token))
     }
 
     fn is_usable(&self) -> bool {

@@ -109,8 +109,10 @@ impl RedisTls {
         }
         if let Some(client) = &self.client {
             let chain = certificates(&client.client_cert, "the client certificate")?;
-            let key = PrivateKeyDer::from_pem_slice(&client.client_key)
-                .map_err(|error| RedisConfigError(format!("the client key: {error}")))?;
+            // The library's own words quote the file.
+            let key = PrivateKeyDer::from_pem_slice(&client.client_key).map_err(|_| {
+                RedisConfigError("the client key: there is none in PEM that is not encrypted".to_owned())
+            })?;
             ClientConfig::builder()
                 .with_root_certificates(roots)
                 .with_client_auth_cert(chain, key)
@@ -124,7 +126,7 @@ fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, 
     match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if certificates.is_empty() => Err(RedisConfigError(format!("{what}: there is none"))),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(RedisConfigError(format!("{what}: {error}"))),
+        Err(_) => Err(RedisConfigError(format!("{what}: not well-formed PEM"))),
     }
 }
 
@@ -159,6 +161,21 @@ impl RedisConfig {
             }
         };
         Err(RedisConfigError(problem.to_owned()))
+    }
+
+    /// Whether the URLs have a password.
+    pub fn has_password(&self) -> bool {
+        self.nodes.iter().any(|node| node.redis_settings().password().is_some())
+    }
+
+    /// With this password for all the servers, in place of the URLs'.
+    #[must_use]
+    pub fn password(self, password: &str) -> Self {
+        let with_password = |node: ConnectionInfo| {
+            let settings = node.redis_settings().clone().set_password(password);
+            node.set_redis_settings(settings)
+        };
+        RedisConfig { nodes: self.nodes.into_iter().map(with_password).collect(), ..self }
     }
 
     /// The password that the sentinels themselves want.

@@ -78,6 +78,7 @@ pub fn run(args: CheckArgs) -> Result<Exit, Failure> {
         print(if print_schema { POLICY_SCHEMA } else { POLICY_EXAMPLE })?;
         return Ok(Exit::Done);
     }
+    let flags = flags.with_environment()?;
     let (config, written) = Config::read(flags.clone())?;
     Clients::new(&config).map_err(StartError::Environment)?;
     let status = config.policy.status();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use infogw_layers::rejection::repeats;
 
 use super::{
     super::{Exit, Failure, read},
@@ -37,9 +38,8 @@ pub(super) async fn text(
     *request.uri_mut() = url.clone();
     let headers = request.headers_mut();
     headers.insert(header::ACCEPT, HeaderValue::from_static("text/plain;version=0.0.4"));
-    if let Some(file) = given(token_file) {
-        headers.insert(header::AUTHORIZATION, bearer(&file)?);
-    }
+    let token = given(token_file).map(|file| bearer(&file)).transpose()?;
+    headers.extend(token.clone().map(|token| (header::AUTHORIZATION, token)));
     let shown = &shown(url);
     let failed = |why: &dyn std::fmt::Display| Failure::new(Exit::Unavailable, format_args!("--from: {shown}: {why}"));
     let wrong = |why: &dyn std::fmt::Display| Failure::new(Exit::Data, format_args!("--from: {shown}: {why}"));
@@ -56,6 +56,11 @@ pub(super) async fn text(
         if !head.status.is_success() {
             let said = String::from_utf8_lossy(&body);
             let said: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
+            // Some servers quote what they were sent.
+            let shown = token.as_ref().and_then(|token| token.to_str().ok()?.strip_prefix("Bearer "));
+            if shown.is_some_and(|token| repeats(&said, token)) {
+                return Err(failed(&format_args!("answered {}, in words that hold the token", head.status)));
+            }
             return Err(failed(&format_args!("answered {}: {said}", head.status)));
         }
         let content_type = head.headers.get(header::CONTENT_TYPE).map_or(&b"text/plain"[..], HeaderValue::as_bytes);

@@ -1,6 +1,6 @@
 //! `infogw-proxy token upload` and `infogw-proxy token receive`.
 
-use std::{collections::BTreeMap, convert::Infallible, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, ffi::OsString, path::PathBuf, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::Args;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::super::{Exit, Failure, print, read};
 use crate::{
-    config::{given, label_name, number, pairs},
+    config::{given, label_name, number, pairs, path},
     keys::{Keyring, KeyringError},
 };
 
@@ -52,8 +52,9 @@ pub struct ReceiveArgs {
     /// File with the token that the cluster proves itself with to the authorizer; `-` is stdin.
     #[arg(long, value_name = "FILE")]
     token_file: Option<String>,
-    /// The token itself, which whoever lists the machine's processes can see, so that --token-file is better; `-` reads it from stdin.
-    #[arg(long, value_name = "TOKEN", value_parser = secret)]
+    /// The token itself, which whoever lists the machine's processes can see, so that --token-file or $INFOGW_TOKEN is better; `-`
+    /// reads it from stdin.
+    #[arg(long, value_name = "TOKEN", value_parser = secret, allow_hyphen_values = true)]
     token: Option<Secret>,
     /// Another field of the JSON, such as the gateway's --tenant-key, key=value; repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -94,7 +95,8 @@ pub(super) fn upload(args: UploadArgs) -> Result<Exit, Failure> {
 
 /// The keys in `files`, of which the first one signs. Other than the gateway's flag, no file is no generated key.
 pub(super) fn keys(files: Vec<String>) -> Result<Keyring, Failure> {
-    let files: Vec<_> = files.into_iter().filter(|file| !file.is_empty()).map(PathBuf::from).collect();
+    let files = files.into_iter().map(|file| path("--shared-key", Some(file)));
+    let files: Vec<_> = files.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(PathBuf::from).collect();
     if files.is_empty() {
         return Err(Failure::new(Exit::Usage, "--shared-key is required: the file with the gateway's key"));
     }
@@ -126,7 +128,7 @@ pub(super) fn receive(args: ReceiveArgs) -> Result<Exit, Failure> {
             return Err(Failure::new(Exit::Usage, format_args!("--field: `{key}` is given twice")));
         }
     }
-    let token = cluster_token(args.token_file, args.token)?;
+    let token = cluster_token(args.token_file, args.token, std::env::var_os("INFOGW_TOKEN"))?;
     object.insert("authorization_token".to_owned(), token.expose().into());
     object.insert("cluster_id".to_owned(), cluster.as_str().into());
     let composite = BASE64_STANDARD.encode(Value::Object(object).to_string());
@@ -143,16 +145,20 @@ fn cluster(id: &str) -> Result<ClusterId, Failure> {
 }
 
 /// What the cluster proves itself with. No message holds any of it.
-fn cluster_token(file: Option<String>, token: Option<Secret>) -> Result<Secret, Failure> {
+fn cluster_token(file: Option<String>, token: Option<Secret>, variable: Option<OsString>) -> Result<Secret, Failure> {
+    let variable = variable.filter(|token| !token.is_empty());
     let token = token.filter(|token| !token.expose().is_empty());
     let (name, data) = match (given(file), token) {
         (Some(_), Some(_)) => {
             return Err(Failure::new(Exit::Usage, "--token-file and --token exclude each other; give one of them"));
         }
-        (None, None) => {
-            let why = "--token-file is required: the file with the cluster's token; `-` is stdin";
-            return Err(Failure::new(Exit::Usage, why));
-        }
+        (None, None) => match variable {
+            Some(token) => ("INFOGW_TOKEN", token.into_encoded_bytes()),
+            None => {
+                let why = "--token-file is required: the file with the cluster's token; `-` is stdin";
+                return Err(Failure::new(Exit::Usage, why));
+            }
+        },
         (Some(path), None) => ("--token-file", read(&path, LONGEST_SECRET)?),
         (None, Some(token)) if token.expose() == "-" => ("--token", read("-", LONGEST_SECRET)?),
         (None, Some(token)) => ("--token", token.expose().as_bytes().to_vec()),

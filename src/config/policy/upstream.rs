@@ -1,17 +1,26 @@
 //! Where writes go, tenant by tenant.
 
+use std::fmt;
+
 use http::Uri;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::super::{ConfigError, url_of, wrong};
+use super::super::{ConfigError, show, url_of, wrong};
 
 /// The upstream's URL, with `{tenant}` in it or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// With `{tenant}` as it is.
     template: String,
     /// As it is for a tenant named `tenant`.
     uri: Uri,
+}
+
+/// Without what may be a key.
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Upstream").field(&show::hidden_in_query(&self.template)).finish()
+    }
 }
 
 const TENANT: &str = "{tenant}";
