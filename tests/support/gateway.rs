@@ -122,6 +122,11 @@ impl Gateway {
         self.process.exit().await
     }
 
+    /// Kills it, by SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) -> Exit {
+        self.process.kill().await
+    }
+
     /// Asks it to stop, by SIGTERM, and waits until it has.
     pub async fn stop(mut self) -> Exit {
         self.process.signal("TERM").await;
