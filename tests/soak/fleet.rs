@@ -83,6 +83,7 @@ const COUNTED: [(&str, &str); 6] = [
     ("forwards tried again", r#"infogw_forward_retries_total{result="made"}"#),
     ("grants found in memcached", r#"infogw_authorization_cache_served_total{from="shared"}"#),
     ("grants served stale", r#"infogw_authorization_cache_served_total{from="stale"}"#),
+    // The sum of its labels.
     ("limits without Redis", "infogw_rate_limit_shared_fallbacks_total"),
 ];
 
@@ -191,6 +192,38 @@ impl Fleet {
         }
     }
 
+    /// Leaves it its connections, but no time to do anything about them.
+    pub(crate) async fn freeze(&self, piece: Piece) {
+        self.signal(piece, "STOP").await;
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn thaw(&self, piece: Piece) {
+        self.signal(piece, "CONT").await;
+    }
+
+    async fn signal(&self, piece: Piece, name: &str) {
+        match piece {
+            Piece::FirstGateway => self.gateways[0].running().signal(name).await,
+            Piece::SecondGateway => self.gateways[1].running().signal(name).await,
+            Piece::Receiver => self.receiver.signal(name).await,
+            Piece::Authorizer => self.authorizer.as_ref().expect("the authorizer runs").signal(name).await,
+            Piece::Redis if name == "STOP" => self.redis.pause().await,
+            Piece::Redis => self.redis.resume().await,
+            Piece::Memcached if name == "STOP" => self.memcached.pause().await,
+            Piece::Memcached => self.memcached.resume().await,
+        }
+    }
+
+    /// Stops this gateway as an update does, by SIGTERM, and starts it again.
+    pub(crate) async fn update(&mut self, gateway: usize) {
+        self.remember(gateway).await;
+        let exit = self.gateways[gateway].running.take().expect("the gateway runs").stop().await;
+        assert_eq!(exit.code(), 0, "{}", exit.stderr);
+        let command = self.gateway_command(self.gateways[gateway].address);
+        self.gateways[gateway].running = Some(Gateway::start_command(command).await);
+    }
+
     /// Replaces a certificate by a new one of the same authority, and waits until it is shown.
     pub(crate) async fn rotate(&self, side: Side) {
         let leaf = self.authority.server();
@@ -222,6 +255,10 @@ impl Fleet {
 }
 
 impl Replica {
+    fn running(&self) -> &Gateway {
+        self.running.as_ref().expect("the gateway runs")
+    }
+
     async fn kill(&mut self) {
         self.running.take().expect("the gateway runs").kill().await;
     }
@@ -230,7 +267,10 @@ impl Replica {
         let mut counted = self.counted.clone();
         if let Some(gateway) = &self.running {
             for (what, series) in COUNTED {
-                *counted.0.entry(what).or_default() += gateway.metric(series).await as u64;
+                *counted.0.entry(what).or_default() += match series.contains('{') {
+                    true => gateway.metric(series).await,
+                    false => gateway.metrics(series).await,
+                } as u64;
             }
         }
         counted

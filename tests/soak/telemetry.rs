@@ -7,7 +7,7 @@ use infogw_proto::client::MetricFamily;
 
 use crate::support::{
     Answer,
-    target::{Scrape, answer, counter, gauge, histogram},
+    target::{Scrape, answer, counter, gauge, histogram, native_histogram},
 };
 
 /// The bits of what Prometheus writes where a series ends.
@@ -34,7 +34,13 @@ pub(crate) const AWKWARD: [u64; 16] = [
     0x433f_ffff_ffff_ffff,
 ];
 
-const COUNTERS: usize = 200;
+/// What differs between applications.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Application {
+    pub(crate) workers: usize,
+    pub(crate) native_histograms: usize,
+}
+
 const AWKWARDS: usize = 48;
 const FLICKERING: usize = 60;
 const PODS: usize = 8;
@@ -44,18 +50,18 @@ const SECRETS: usize = 20;
 const POD_LIFE: u64 = 12;
 
 /// Answers each scrape, one in forty by a reset: all series of the target end then, to begin anew with the next.
-pub(crate) fn script(rng: Rng) -> impl Fn(&Scrape) -> Answer + Send + Sync + 'static {
+pub(crate) fn script(rng: Rng, application: Application) -> impl Fn(&Scrape) -> Answer + Send + Sync + 'static {
     let state = Mutex::new((rng, 0));
     move |_| {
         let (rng, scrapes) = &mut *state.lock().unwrap();
         *scrapes += 1;
-        if rng.u8(..40) == 0 { Answer::Close } else { answer(&families(rng, *scrapes)) }
+        if rng.u8(..40) == 0 { Answer::Close } else { answer(&families(rng, *scrapes, application)) }
     }
 }
 
-fn families(rng: &mut Rng, n: u64) -> Vec<MetricFamily> {
+fn families(rng: &mut Rng, n: u64, application: Application) -> Vec<MetricFamily> {
     let number = |i: usize| i.to_string();
-    let counters = (0..COUNTERS).map(|i| {
+    let counters = (0..application.workers).map(|i| {
         let (worker, count) = (number(i), n * (i as u64 + 1));
         let labels = [("worker", &*worker), ("replica", "a"), ("zone", "münchen \"1\"\\\n")];
         counter("soak_requests_total", &labels, count as f64, &[])
@@ -72,9 +78,14 @@ fn families(rng: &mut Rng, n: u64) -> Vec<MetricFamily> {
     let pods: Vec<_> = pods.collect();
     let secrets = (0..SECRETS).map(|i| gauge("soak_secret", &[("visibility", "private"), ("i", &number(i))], n as f64));
     let latency = histogram("soak_latency_seconds", &[(0.1, n), (2.5, 2 * n), (10.0, 3 * n)], 4 * n, 0.7 * n as f64);
+    // Each a family of its own, one of which is away at times.
+    let sizes = (0..application.native_histograms).filter(|&i| n / 10 % 7 != i as u64);
+    let sizes = sizes.map(|i| vec![native_histogram(&format!("soak_size_{i}_bytes"), &[1, 4 + n, 2], 10.5 * n as f64)]);
+    let sizes: Vec<_> = sizes.collect();
     let groups: [Vec<MetricFamily>; 6] =
         [counters.collect(), awkward.collect(), flickering, pods, secrets.collect(), vec![latency]];
-    groups.into_iter().filter_map(|group| group.into_iter().reduce(joined)).collect()
+    let groups = groups.into_iter().chain(sizes);
+    groups.filter_map(|group| group.into_iter().reduce(joined)).collect()
 }
 
 /// Both as one family.

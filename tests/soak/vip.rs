@@ -1,7 +1,7 @@
 //! One address for several gateways, as a service has it: each connection goes to one that takes it, and does not last.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -47,14 +47,19 @@ struct Backend {
 }
 
 /// What became of the connections to one gateway.
-#[derive(Debug, Clone, Copy)]
 pub(crate) struct Connections {
-    /// All that there were.
-    pub(crate) all: usize,
-    /// Those that the gateway ended without an answer to what it was asked.
-    pub(crate) unanswered: usize,
+    all: usize,
+    /// Those that an end ended without an answer to what was asked.
+    ended: usize,
     /// Those that were reset on the way, without an answer.
-    pub(crate) reset: usize,
+    reset: usize,
+}
+
+impl fmt::Display for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Connections { all, ended, reset } = self;
+        write!(f, "{all} connections, {ended} of which ended and {reset} were reset while an answer was due")
+    }
 }
 
 impl Vip {
@@ -92,7 +97,7 @@ impl Vip {
         let backend = &self.shared.backends[backend];
         Connections {
             all: backend.connections.load(Ordering::Relaxed),
-            unanswered: backend.ended.load(Ordering::Relaxed),
+            ended: backend.ended.load(Ordering::Relaxed),
             reset: backend.reset.load(Ordering::Relaxed),
         }
     }

@@ -85,6 +85,11 @@ impl Prometheus {
         self.process.kill().await;
     }
 
+    /// Sends the signal called `name`, such as `STOP`.
+    pub async fn signal(&self, name: &str) {
+        self.process.signal(name).await;
+    }
+
     /// Starts it again, after it was killed, with its database and on its port, and waits until it works.
     pub async fn restart(&mut self) {
         (self.process, _) = launch(self.directory.path(), self.address).await;
