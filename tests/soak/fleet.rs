@@ -294,5 +294,5 @@ pub(crate) async fn serve_authorizer() {
     let address = ([127, 0, 0, 1], port.parse().expect("a port")).into();
     let _authorizer = Authorizer::start_at(address, authorizer::grant).await;
     println!("the authorizer listens");
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
