@@ -89,6 +89,14 @@ impl Gateway {
         found.map_or(0.0, |value| value.parse().expect("a metric's value is a number"))
     }
 
+    /// The sum of the series of this name on `/metrics`, 0 where there is none.
+    pub async fn metrics(&self, name: &str) -> f64 {
+        let metrics = http::get(&self.internal("/metrics")).await.expect_status(200);
+        let of_that_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        metrics.text().lines().filter(of_that_name).filter_map(value).sum()
+    }
+
     /// Sends the signal called `name`, such as `HUP`.
     pub async fn signal(&self, name: &str) {
         self.process.signal(name).await;
@@ -120,6 +128,11 @@ impl Gateway {
     /// Waits for it to end by itself, or for a signal that was sent.
     pub async fn exit(mut self) -> Exit {
         self.process.exit().await
+    }
+
+    /// Kills it, by SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) -> Exit {
+        self.process.kill().await
     }
 
     /// Asks it to stop, by SIGTERM, and waits until it has.

@@ -64,7 +64,12 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Asks `probe` until it gives a value. Its `Err` says what it saw instead, for the panic's message.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Result<T, String>) -> T {
+    eventually_in(DEADLINE, what, probe).await
+}
+
+/// The same where that may take longer.
+pub async fn eventually_in<T>(limit: Duration, what: &str, mut probe: impl AsyncFnMut() -> Result<T, String>) -> T {
     let mut seen = String::from("nothing: the first probe is still running");
     let asked = async {
         loop {
@@ -75,9 +80,9 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<T,
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    match tokio::time::timeout(DEADLINE, asked).await {
+    match tokio::time::timeout(limit, asked).await {
         Ok(value) => value,
-        Err(_) => panic!("{what}: not within {DEADLINE:?}; seen last: {seen}"),
+        Err(_) => panic!("{what}: not within {limit:?}; seen last: {seen}"),
     }
 }
 

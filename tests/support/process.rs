@@ -103,6 +103,12 @@ impl Process {
         assert!(sent.is_ok_and(|status| status.success()), "SIG{name} did not reach {}", self.name);
     }
 
+    /// Kills it, by SIGKILL, and waits until it is gone.
+    pub async fn kill(&mut self) -> Exit {
+        self.child.start_kill().expect("the process was not waited for");
+        self.exit().await
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))

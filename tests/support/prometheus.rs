@@ -3,23 +3,35 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use hyper::{Request, body::Bytes, header::ACCEPT};
+use hyper::{
+    Request,
+    body::Bytes,
+    header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE},
+    http::request::Builder,
+};
+use infogw_proto::prometheus::TimeSeries;
+use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::{
     http::{self, Reply, query_string},
+    payload::snappy_block,
     process::{Process, logfmt},
+    stores::free_port,
+    tls::{Authority, ClientOptions, TlsClient, Volume},
 };
 
 /// A running Prometheus with an empty database of its own, on a free loopback port. It takes remote write, keeps exemplars and
 /// native histograms.
 pub struct Prometheus {
     address: SocketAddr,
+    /// Where it serves TLS: who trusts it.
+    tls: Option<TlsClient>,
     // In this order: the process has to be gone before what it writes to is removed.
     process: Process,
     directory: TempDir,
@@ -46,26 +58,41 @@ impl Prometheus {
     ///
     /// The configuration is YAML, of which JSON is a part.
     pub async fn start(config: impl FnOnce(SocketAddr) -> Value) -> Self {
-        let directory = TempDir::with_prefix("infogw-prometheus-").expect("a temporary directory");
+        let directory = empty_directory();
         write_config(directory.path(), &json!({}));
-        let mut command = Command::new("prometheus");
-        command
-            .arg(format!("--config.file={}", config_file(directory.path())))
-            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
-            .arg("--web.listen-address=127.0.0.1:0")
-            .arg("--web.enable-lifecycle")
-            .arg("--web.enable-remote-write-receiver")
-            .arg("--enable-feature=exemplar-storage,native-histograms");
-        let process = Process::spawn(command).showing(|line| !line.contains("level=info"));
-        let line = process.wait_for_log(r#"msg="Listening on""#).await;
-        let address = logfmt(&line, "address").and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("no address= in {line}"));
-        process.wait_for_log(r#"msg="Server is ready to receive web requests.""#).await;
+        let (process, address) = launch(directory.path(), ([127, 0, 0, 1], 0).into()).await;
 
         // Its port is its own choice, so what depends on it can only be told now.
-        let prometheus = Self { address, process, directory };
+        let prometheus = Self { address, tls: None, process, directory };
         prometheus.reload(&config(address)).await;
         prometheus
+    }
+
+    /// Starts one that serves TLS with this certificate of `authority`, on a port that it keeps through its deaths.
+    pub async fn start_tls(authority: &Authority, certificate: &Volume, config: &Value) -> Self {
+        let directory = empty_directory();
+        write_config(directory.path(), config);
+        let (cert, key) = (certificate.path("tls.crt"), certificate.path("tls.key"));
+        let web = json!({ "tls_server_config": { "cert_file": cert, "key_file": key } });
+        std::fs::write(web_config_file(directory.path()), web.to_string()).expect("a temporary directory takes a file");
+        let (process, address) = launch(directory.path(), ([127, 0, 0, 1], free_port()).into()).await;
+        let tls = Some(TlsClient::new(authority, &ClientOptions::default()));
+        Self { address, tls, process, directory }
+    }
+
+    /// Kills it, by SIGKILL, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
+    /// Sends the signal called `name`, such as `STOP`.
+    pub async fn signal(&self, name: &str) {
+        self.process.signal(name).await;
+    }
+
+    /// Starts it again, after it was killed, with its database and on its port, and waits until it works.
+    pub async fn restart(&mut self) {
+        (self.process, _) = launch(self.directory.path(), self.address).await;
     }
 
     /// Starts one that scrapes nothing: it holds what it is sent.
@@ -76,7 +103,7 @@ impl Prometheus {
     /// Puts another configuration into force.
     pub async fn reload(&self, config: &Value) {
         write_config(self.directory.path(), config);
-        http::send(Request::post(self.url("/-/reload")), Bytes::new()).await.expect_status(200);
+        self.send(Request::post("/-/reload"), Bytes::new()).await;
     }
 
     /// Where it listens.
@@ -86,12 +113,20 @@ impl Prometheus {
 
     /// The URL of `path` here.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        match &self.tls {
+            None => format!("http://{}{path}", self.address),
+            Some(_) => format!("https://localhost:{}{path}", self.address.port()),
+        }
     }
 
     /// Where it takes remote write.
     pub fn remote_write_url(&self) -> String {
         self.url("/api/v1/write")
+    }
+
+    /// The first log line that holds `needle`, be it written already or still to come.
+    pub async fn wait_for_log(&self, needle: &str) -> String {
+        self.process.wait_for_log(needle).await
     }
 
     /// The log lines so far.
@@ -140,7 +175,7 @@ impl Prometheus {
 
     /// The sum of the series of this name on its own `/metrics`. Panics where there are none: a misspelt counter is not zero.
     pub async fn counter(&self, name: &str) -> f64 {
-        let exposition = http::get(&self.url("/metrics")).await.expect_status(200);
+        let exposition = self.send(Request::get("/metrics"), Bytes::new()).await;
         let of_that_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
         let values: Vec<_> = exposition.text().lines().filter(of_that_name).filter_map(value).collect();
@@ -151,13 +186,42 @@ impl Prometheus {
     /// Its `/federate` for these selectors, in the format that `accept` asks for.
     pub async fn federate(&self, accept: &str, selectors: &[&str]) -> Reply {
         let query = query_string(selectors.iter().map(|selector| ("match[]", *selector)));
-        let request = Request::get(self.url(&format!("/federate?{query}"))).header(ACCEPT, accept);
-        http::send(request, Bytes::new()).await.expect_status(200)
+        self.send(Request::get(format!("/federate?{query}")).header(ACCEPT, accept), Bytes::new()).await
+    }
+
+    /// All that it has from `start` to `end`, both in milliseconds and inclusive, as it was written: stale markers, and NaNs by their
+    /// bits. It sends no sign of zero.
+    pub async fn remote_read(&self, start: i64, end: i64) -> Vec<TimeSeries> {
+        let any = LabelMatcher { kind: MATCHES, name: "__name__".to_owned(), value: ".+".to_owned() };
+        let read = ReadRequest { queries: vec![ReadQuery { start, end, matchers: vec![any] }] };
+        let request = Request::post("/api/v1/read")
+            .header(CONTENT_TYPE, "application/x-protobuf")
+            .header(CONTENT_ENCODING, "snappy")
+            .header("X-Prometheus-Remote-Read-Version", "0.1.0");
+        let reply = self.send(request, snappy_block(&read.encode_to_vec())).await;
+        let answer = snap::raw::Decoder::new().decompress_vec(&reply.body).expect("a snappy block");
+        let answer = ReadResponse::decode(&*answer).expect("an answer to a read request");
+        answer.results.into_iter().flat_map(|result| result.timeseries).collect()
+    }
+
+    /// Sends `request`, whose target is a path, and expects 200.
+    async fn send(&self, request: Builder, body: impl Into<Bytes>) -> Reply {
+        let reply = match &self.tls {
+            None => {
+                let path = request.uri_ref().expect("the test's request has a path").to_string();
+                http::send(request.uri(self.url(&path)), body).await
+            }
+            Some(client) => {
+                let mut connection = client.connect(&self.address.to_string()).await.expect("it serves TLS");
+                connection.send(request, body).await.expect("an answer")
+            }
+        };
+        reply.expect_status(200)
     }
 
     async fn api(&self, endpoint: &str, parameters: &[(&str, &str)]) -> Value {
         let query = query_string(parameters.iter().copied());
-        let reply = http::get(&self.url(&format!("/api/v1/{endpoint}?{query}"))).await.expect_status(200);
+        let reply = self.send(Request::get(format!("/api/v1/{endpoint}?{query}")), Bytes::new()).await;
         reply.json()["data"].take()
     }
 }
@@ -183,6 +247,78 @@ impl Point {
         let seconds = point[0].as_f64().unwrap_or_else(|| panic!("no timestamp in {point}"));
         Self { timestamp: (seconds * 1000.0).round() as i64, value: point[1].clone() }
     }
+}
+
+/// Remote read, as far as it is used: `prompb/remote.proto` of Prometheus.
+#[derive(Clone, PartialEq, Message)]
+struct ReadRequest {
+    #[prost(message, repeated, tag = "1")]
+    queries: Vec<ReadQuery>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ReadQuery {
+    #[prost(int64, tag = "1")]
+    start: i64,
+    #[prost(int64, tag = "2")]
+    end: i64,
+    #[prost(message, repeated, tag = "3")]
+    matchers: Vec<LabelMatcher>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LabelMatcher {
+    #[prost(int32, tag = "1")]
+    kind: i32,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    value: String,
+}
+
+/// `=~`.
+const MATCHES: i32 = 2;
+
+#[derive(Clone, PartialEq, Message)]
+struct ReadResponse {
+    #[prost(message, repeated, tag = "1")]
+    results: Vec<ReadResult>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ReadResult {
+    #[prost(message, repeated, tag = "1")]
+    timeseries: Vec<TimeSeries>,
+}
+
+fn empty_directory() -> TempDir {
+    TempDir::with_prefix("infogw-prometheus-").expect("a temporary directory")
+}
+
+/// Runs it on what is in this directory, and waits until it works.
+async fn launch(directory: &Path, address: SocketAddr) -> (Process, SocketAddr) {
+    let mut command = Command::new("prometheus");
+    command
+        .arg(format!("--config.file={}", config_file(directory)))
+        .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+        .arg(format!("--web.listen-address={address}"))
+        .arg("--web.enable-lifecycle")
+        .arg("--web.enable-remote-write-receiver")
+        .arg("--enable-feature=exemplar-storage,native-histograms");
+    let web_config = web_config_file(directory);
+    if web_config.exists() {
+        command.arg(format!("--web.config.file={}", web_config.display()));
+    }
+    let process = Process::spawn(command).showing(|line| !line.contains("level=info"));
+    let line = process.wait_for_log(r#"msg="Listening on""#).await;
+    let address = logfmt(&line, "address").and_then(|address| address.parse().ok());
+    let address = address.unwrap_or_else(|| panic!("no address= in {line}"));
+    process.wait_for_log(r#"msg="Server is ready to receive web requests.""#).await;
+    (process, address)
+}
+
+fn web_config_file(directory: &Path) -> PathBuf {
+    directory.join("web.yml")
 }
 
 fn write_config(directory: &Path, config: &Value) {

@@ -108,7 +108,12 @@ type Answering = Pin<Box<dyn Future<Output = io::Result<Response<Full<Bytes>>>> 
 impl<R: From<Received> + Clone + Send + Sync + 'static> Server<R> {
     /// Listens on a free loopback port. Each request is recorded first, then answered by `script`.
     pub async fn start(script: impl Fn(&R) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback port is free");
+        Self::start_at(([127, 0, 0, 1], 0).into(), script).await
+    }
+
+    /// The same at an address that is known to be free.
+    pub async fn start_at(address: SocketAddr, script: impl Fn(&R) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).await.expect("the address is free");
         let address = listener.local_addr().expect("a bound listener has an address");
         let script: SharedScript<R> = Arc::new(Mutex::new(Arc::new(script)));
         let received = watch::Sender::new(Vec::new());

@@ -195,10 +195,7 @@ impl Server {
     }
 
     async fn kill(&mut self) {
-        self.process().signal("KILL").await;
-        if let Some(mut process) = self.process.take() {
-            process.exit().await;
-        }
+        self.process.take().expect("the server runs").kill().await;
     }
 
     fn process(&self) -> &Process {

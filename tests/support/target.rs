@@ -48,9 +48,14 @@ impl Target {
 }
 
 fn exposition(families: impl Fn() -> Vec<MetricFamily> + Send + Sync + 'static) -> impl Fn(&Scrape) -> Answer {
+    move |_| answer(&families())
+}
+
+/// These families, as delimited protobuf.
+pub fn answer(families: &[MetricFamily]) -> Answer {
     const PROTOBUF: &str =
         "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
-    move |_| Answer::body(200, PROTOBUF, delimited(&families()))
+    Answer::body(200, PROTOBUF, delimited(families))
 }
 
 /// A gauge family of one series.
