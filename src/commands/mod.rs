@@ -211,7 +211,8 @@ fn line(error: &clap::Error) -> String {
     }
     let unexpected = match error.kind() {
         ErrorKind::UnknownArgument => error.get(ContextKind::InvalidArg),
-        _ => error.get(ContextKind::InvalidSubcommand),
+        ErrorKind::InvalidSubcommand | ErrorKind::ArgumentConflict => error.get(ContextKind::InvalidSubcommand),
+        _ => None,
     };
     if matches!(unexpected, Some(ContextValue::String(argument)) if !is_like_a_flag(argument)) {
         return "error: unexpected argument found; it is not shown, for it may be a secret".to_owned();
@@ -289,6 +290,9 @@ mod tests {
                 "error: 'infogw-proxy token' requires a subcommand but one was not provided [subcommands: upload, receive, read, help]",
             ),
             (&["token", "write"], "error: unrecognized subcommand 'write'"),
+            (&["a secret"], "error: unexpected argument found; it is not shown, for it may be a secret"),
+            (&["--listen=a", "se/cret"], "error: unexpected argument found; it is not shown, for it may be a secret"),
+            (&["token", "s=cret"], "error: unexpected argument found; it is not shown, for it may be a secret"),
             (
                 &["token", "upload", "--account=a"],
                 "error: the following required arguments were not provided: --shared-key <FILE>, --cluster <ID>",
