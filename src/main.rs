@@ -1,6 +1,6 @@
 //! Parse arguments, start, wait for the signal, drain.
 
-use std::{io, process::ExitCode, time::Duration};
+use std::{io, num::NonZeroUsize, process::ExitCode, time::Duration};
 
 use infogw_proxy::{
     commands::{Command, CommandLine, Exit, Failure, check, completions, explain, token},
@@ -46,29 +46,34 @@ fn run() -> Result<Exit, Failure> {
 fn run_gateway(flags: Flags) -> Result<Exit, Failure> {
     // A task can take as long as a payload is worked on: what is ready is looked for more often than after 61 of them.
     let runtime = Builder::new_multi_thread().enable_all().event_interval(16).build()?;
-    let config = Config::new(flags.with_environment()?)?;
+    let mut config = Config::new(flags.with_environment()?)?;
     log::init(config.log_level);
-    raise_descriptors(&config);
+    fit_descriptors(&mut config);
     let served = runtime.block_on(serve(&config));
     // A read that hangs, of a pipe or of a file system that has gone, holds up nobody.
     runtime.shutdown_timeout(LAST_READS);
     served.map(|()| Exit::Done)
 }
 
-/// As many descriptors as the system lets this process have, as Go's runtime takes them: each connection is one, and most services
-/// are started with 1024.
-fn raise_descriptors(config: &Config) {
+/// Takes as many descriptors as the system lets this process have, as Go's runtime does: most services are started with 1024. Where
+/// these are too few for all connections, there are fewer of them: the requests on them need some, too.
+fn fit_descriptors(config: &mut Config) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    // Each request may have a connection of its own to the upstream, too.
-    let needed =
-        (config.connections.most.get() + 2 * config.in_flight.get() + Connections::internal().most.get() + 64) as u64;
-    if let Some(descriptors) = now.current.filter(|descriptors| *descriptors < needed) {
+    let Some(descriptors) = now.current else { return };
+    // Each request may have a connection of its own to the upstream, and before that to the authorizer; then there are files and stores.
+    let others = 3 * config.in_flight.get() + Connections::internal().most.get() + 64;
+    let most = config.connections.most;
+    let left = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(others).max(most.get().min(64));
+    if let Some(left) = NonZeroUsize::new(left).filter(|left| *left < most) {
+        config.connections.most = left;
+        let needed = most.get() + others;
         tracing::warn!(
             descriptors,
             needed,
-            "--limit-connections is more than this process may open: raise its limit of open files"
+            connections = left.get(),
+            "--limit-connections is more than this process may open, and lowered: raise its limit of open files"
         );
     }
 }

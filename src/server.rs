@@ -1,18 +1,16 @@
 //! Listeners, connections, and an orderly end.
 
+mod activity;
 mod lingering;
 mod places;
 
 use std::{
     convert::Infallible,
     future::poll_fn,
-    io,
+    io::{self, ErrorKind},
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -41,7 +39,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use self::{lingering::Lingering, places::Places};
+use self::{
+    activity::Activity,
+    lingering::Lingering,
+    places::{Crowd, Places},
+};
 use crate::{
     admin::metrics::connections::ListenerMetrics,
     config::Connections,
@@ -197,12 +199,14 @@ where
                 let answer = answer.clone();
                 let answer = move |request| answer(request, peer);
                 let (tls, limits) = (listener.tls.clone(), Arc::clone(&listener.limits));
-                let connection = connect(stream, tls, limits, phase.subscribe(), answer);
+                let connection = connect(stream, tls, limits, places.crowd(), phase.subscribe(), answer);
                 tokio::spawn(async move {
                     connection.await;
                     drop((open, place));
                 });
             }
+            // It was gone before it was taken.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             // Out of file descriptors, most likely: connections that end give some back.
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -241,6 +245,7 @@ async fn connect<F, R>(
     stream: TcpStream,
     tls: Option<Tls>,
     limits: Arc<Connections>,
+    crowd: Crowd,
     phases: watch::Receiver<Phase>,
     answer: F,
 ) where
@@ -248,8 +253,8 @@ async fn connect<F, R>(
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let _ = stream.set_nodelay(true);
-    let stream = Lingering::new(stream);
     let activity = Arc::new(Activity::default());
+    let stream = Lingering::new(stream, Arc::clone(&activity));
     let (requests, knows) = (Arc::clone(&activity), phases.clone());
     let served = async {
         match tls {
@@ -273,7 +278,7 @@ async fn connect<F, R>(
     };
     tokio::select! {
         () = served => {}
-        () = activity.ceased(phases, &limits) => tracing::debug!("connection closed: no request for too long"),
+        () = activity.ceased(phases, &limits, &crowd) => tracing::debug!("connection closed: no request for too long"),
     }
 }
 
@@ -283,7 +288,7 @@ impl Tls {
         let error = match timeout(HANDSHAKE, accepted).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(error)) => error,
-            Err(_) => io::ErrorKind::TimedOut.into(),
+            Err(_) => ErrorKind::TimedOut.into(),
         };
         self.failures.inc();
         tracing::debug!(%error, "TLS handshake failed");
@@ -326,8 +331,7 @@ where
             if version != Version::HTTP_2 && *phases.borrow() >= Phase::Farewell {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            drop(request_in_flight);
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(request_in_flight.answered(response))
         })
     });
     let mut http = auto::Builder::new(TokioExecutor::new());
@@ -403,62 +407,4 @@ async fn until_the_end<C: GracefulConnection>(
         connection.as_mut().graceful_shutdown();
     }
     poll_fn(|cx| tell(connection.as_mut(), cx)).await
-}
-
-/// The requests of one connection. Counted without waking anybody.
-#[derive(Debug, Default)]
-struct Activity {
-    begun: AtomicU64,
-    ended: AtomicU64,
-    http2: AtomicBool,
-}
-
-impl Activity {
-    fn begin(self: &Arc<Self>, version: Version) -> InFlight {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
-    fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed) > 0
-    }
-
-    /// As far as is known.
-    fn is_http2(&self) -> bool {
-        self.http2.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the connection has had no request for too long: as new as it is, then idle for its time to twice as long, and
-    /// [`LAST_WORDS`] after the listener has closed.
-    async fn ceased(&self, mut phases: watch::Receiver<Phase>, limits: &Connections) {
-        let (mut patience, mut stopped) = (limits.header_timeout, false);
-        let mut seen = 0;
-        loop {
-            tokio::select! {
-                () = sleep(patience) => {}
-                () = reached(&mut phases, Phase::Closed), if !stopped => {
-                    (patience, stopped) = (LAST_WORDS, true);
-                    continue;
-                }
-            }
-            let (ended, begun) = (self.ended.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed));
-            if begun == ended && begun == seen {
-                return;
-            }
-            seen = begun;
-            if !stopped {
-                patience = limits.idle_timeout;
-            }
-        }
-    }
-}
-
-/// A request that was begun; it ends when this is dropped.
-struct InFlight(Arc<Activity>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
-    }
 }

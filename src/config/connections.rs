@@ -17,14 +17,14 @@ pub struct ConnectionFlags {
     /// with the default, which is for balancers in front; without those a tenth of it is enough [default: 8192].
     #[arg(long, value_name = "CONNECTIONS")]
     pub limit_connections_per_peer: Option<String>,
-    /// Most bytes of bodies, as received and as written anew, that all requests together may buffer; past it they are refused with 503,
-    /// so give it more than the largest body; 0 is unlimited [default: 536870912].
+    /// Most bytes that all requests together may buffer: heads, bodies as received and as written anew, and 8 KiB for each; past it they
+    /// are refused with 503, so give it more than the largest body; 0 is unlimited [default: 536870912].
     #[arg(long, value_name = "BYTES")]
     pub limit_buffered_bytes: Option<String>,
     /// Most bytes of a request's head; of HTTP/1.1 up to as many again that arrive together with the last of them [default: 65536].
     #[arg(long, value_name = "BYTES")]
     pub limit_header_bytes: Option<String>,
-    /// Most headers of a request of HTTP/1.1 [default: 100].
+    /// Most headers of a request [default: 100].
     #[arg(long, value_name = "HEADERS")]
     pub limit_headers: Option<String>,
     /// Most requests at once on one connection of HTTP/2 [default: 256].
@@ -33,13 +33,14 @@ pub struct ConnectionFlags {
     /// Most streams of HTTP/2 that a client has reset before they were looked at; past it the connection is closed [default: 20].
     #[arg(long, value_name = "STREAMS")]
     pub limit_stream_resets: Option<String>,
-    /// How long a new connection may be without a request, a TLS handshake included [default: 30s].
+    /// How long a new connection may be without a request, a TLS handshake included; and, to twice as long, a later head of HTTP/1.1, or an
+    /// answer of HTTP/2 that the client does not take [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub header_timeout: Option<String>,
     /// How long a request's body may take; past it the request is refused with 503 [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub body_timeout: Option<String>,
-    /// How long a connection may be idle: closed after this to twice as long [default: 6m].
+    /// How long a connection may be idle; only as long as --header-timeout while all places are taken [default: 6m].
     #[arg(long, value_name = "DURATION")]
     pub idle_timeout: Option<String>,
     /// How long requests in flight have to end on SIGTERM, once the two seconds are over in which new ones are refused; past it they are
@@ -55,7 +56,7 @@ pub struct Connections {
     pub most: NonZeroUsize,
     /// Of one peer.
     pub most_per_peer: Option<NonZeroUsize>,
-    /// Bytes of bodies at once.
+    /// Bytes of requests at once.
     pub buffered: Option<NonZeroUsize>,
     /// Bytes of a request's head.
     pub header_bytes: u32,
@@ -98,7 +99,13 @@ impl Default for Connections {
 impl Connections {
     /// Of the internal listener: few have to do with it.
     pub fn internal() -> Self {
-        Connections { most: const { NonZeroUsize::new(256).unwrap() }, most_per_peer: None, ..Connections::default() }
+        Connections {
+            most: const { NonZeroUsize::new(256).unwrap() },
+            most_per_peer: NonZeroUsize::new(64),
+            streams: 16,
+            idle_timeout: Duration::from_secs(2 * 60),
+            ..Connections::default()
+        }
     }
 }
 

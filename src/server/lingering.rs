@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,6 +14,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::activity::Activity;
+
 /// How long a client may go on sending once all is said.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -22,18 +25,23 @@ const LINGER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Lingering {
     stream: TcpStream,
+    activity: Arc<Activity>,
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Lingering {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Lingering { stream, until: None }
+    /// Tells `activity` what is read.
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
+        Lingering { stream, activity, until: None }
     }
 }
 
 impl AsyncRead for Lingering {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.activity.has_read(buf.filled().len() - before);
+        read
     }
 }
 
@@ -47,7 +55,7 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Lingering { stream, until } = &mut *self;
+        let Lingering { stream, until, .. } = &mut *self;
         let until = match until {
             Some(until) => until,
             None => {

@@ -34,6 +34,17 @@ pub(super) struct Place {
     peer: Option<(Arc<Peers>, IpAddr)>,
 }
 
+/// How many places are taken.
+#[derive(Debug, Clone)]
+pub(super) struct Crowd(Arc<Semaphore>);
+
+impl Crowd {
+    /// All of them.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.available_permits() == 0
+    }
+}
+
 impl Places {
     pub(super) fn new(most: NonZeroUsize, most_per_peer: Option<NonZeroUsize>) -> Self {
         let peers = most_per_peer.map(|most| Arc::new(Peers { most: most.get(), open: Mutex::default() }));
@@ -44,6 +55,11 @@ impl Places {
     pub(super) async fn free(&self) -> Free {
         // The semaphore is never closed.
         Free { _permit: Arc::clone(&self.free).acquire_owned().await.ok() }
+    }
+
+    /// For those who have one: whether others are left.
+    pub(super) fn crowd(&self) -> Crowd {
+        Crowd(Arc::clone(&self.free))
     }
 
     /// Gives a place to this peer, unless it has as many as it may.
