@@ -9,6 +9,9 @@
 //! ```
 //!
 //! All but the first Prometheus are killed, by SIGKILL, in an order that `SOAK_SEED` gives: each in each round, some two at a time.
+//! Some are frozen besides, and gateways stopped by SIGTERM. There are two such senders: one over HTTP/1.1, one over HTTP/2 and with
+//! native histograms. What they have is read by remote read, in which stale markers and NaNs keep their bits.
+//!
 //! With the tests it runs for [`SECONDS`]; for an hour, and with what it counts:
 //!
 //! ```console
@@ -50,7 +53,7 @@ use vip::Vip;
 const SECONDS: u64 = 90;
 /// At least this often each.
 const ROUNDS: usize = 2;
-/// How long senders may take for what has piled up. Those who were told to come back later do.
+/// How long senders may take for what has piled up.
 const CATCHING_UP: Duration = Duration::from_secs(180);
 /// How much is compared at once, in milliseconds.
 const WINDOW: i64 = 60_000;
