@@ -734,10 +734,11 @@ async fn a_wrong_flag_is_told_without_the_secret_in_it() {
 /// What there must be, but for what is given.
 fn least(row: &[String]) -> Vec<String> {
     let given = |flag: &str| row.iter().any(|arg| arg.starts_with(flag));
-    let kept = LEAST.into_iter().filter(|flag| {
-        !(flag.starts_with("--insecure") && given("--authorize"))
-            && !(flag.starts_with("--forward") && given("--forward-url"))
-    });
+    let replaced = |flag: &str| match flag {
+        flag if flag.starts_with("--insecure") => given("--authorize"),
+        _ => given("--forward-url"),
+    };
+    let kept = LEAST.into_iter().filter(|flag| !replaced(flag));
     kept.map(str::to_owned).collect()
 }
 
