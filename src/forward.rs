@@ -37,6 +37,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const RETRY_WITHIN: Duration = Duration::from_millis(2500);
 /// How much of an answer is read, in bytes. The reason stands in its first line.
 const LONGEST_ANSWER: usize = 4096;
+/// How much of that line a sender hears, in characters.
+const LONGEST_REASON: usize = 512;
 /// How long the body of a success is waited for.
 const TRAILING: Duration = Duration::from_millis(200);
 /// The longest `Retry-After` that is passed on.
@@ -229,13 +231,15 @@ fn judge(
     match status.as_u16() {
         200..300 => Ok(()),
         400 | 409 | 413 | 422 => {
-            let reason = first_line(body);
-            let detail = match reason.as_str() {
-                reason if is_secret(reason) => {
+            let text = String::from_utf8_lossy(body);
+            let line = text.trim_start().lines().next().unwrap_or_default();
+            let detail = match line {
+                // Looked for before anything is cut.
+                line if is_secret(line) => {
                     format!("the upstream refused this with {}, in words that hold a secret", status.as_u16())
                 }
                 "" => format!("the upstream refused this with {} and did not say why", status.as_u16()),
-                reason => format!("the upstream refused this: {reason}"),
+                line => format!("the upstream refused this: {}", line.chars().take(LONGEST_REASON).collect::<String>()),
             };
             Err(Rejection::new(Reason::UpstreamRefused, detail).with_status(status))
         }
@@ -252,12 +256,6 @@ fn judge(
             Err(Rejection::new(Reason::UpstreamMisconfigured, detail).retry_after(Duration::from_secs(30)))
         }
     }
-}
-
-/// At most 512 characters of the reason.
-fn first_line(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body).into_owned();
-    text.trim_start().lines().next().unwrap_or_default().chars().take(512).collect()
 }
 
 /// Seconds or an HTTP date (RFC 9110, section 10.2.3).

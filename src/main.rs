@@ -62,20 +62,25 @@ fn fit_descriptors(config: &mut Config) {
     let raised = Rlimit { current: limit.maximum, ..limit };
     let now = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
     let Some(descriptors) = now.current else { return };
-    // Each request may have a connection of its own to the upstream, and before that to the authorizer; then there are files and stores.
-    let others = 3 * config.in_flight.get() + Connections::internal().most.get() + 64;
-    let most = config.connections.most;
-    let left = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(others).max(most.get().min(64));
-    if let Some(left) = NonZeroUsize::new(left).filter(|left| *left < most) {
+    let (most, in_flight) = (config.connections.most, config.in_flight.get());
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let left = NonZeroUsize::new(connections_of(descriptors, in_flight)).unwrap_or(NonZeroUsize::MIN);
+    if left < most {
         config.connections.most = left;
-        let needed = most.get() + others;
         tracing::warn!(
             descriptors,
-            needed,
             connections = left.get(),
             "--limit-connections is more than this process may open, and lowered: raise its limit of open files"
         );
     }
+}
+
+/// How many connections there can be, where each request may have one to the upstream, and before that one to the authorizer. There are
+/// no more requests than connections, but for those of HTTP/2.
+fn connections_of(descriptors: usize, in_flight: usize) -> usize {
+    // The internal listener, files, stores.
+    let left = descriptors.saturating_sub(Connections::internal().most.get() + 64);
+    left.saturating_sub(2 * in_flight).max(left / 3)
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
@@ -115,4 +120,16 @@ fn until_told_to_stop() -> io::Result<watch::Receiver<bool>> {
         }
     });
     Ok(stopped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_descriptors_are_few_connections_and_not_none() {
+        for (descriptors, expected) in [(1_048_576, 1_046_208), (20_000, 17_632), (4096, 1728), (1024, 234), (256, 0)] {
+            assert_eq!(connections_of(descriptors, 1024), expected, "{descriptors}");
+        }
+    }
 }

@@ -47,6 +47,7 @@ use self::{
 use crate::{
     admin::metrics::connections::ListenerMetrics,
     config::Connections,
+    log::Seldom,
     tls::{Current, ShortReads},
 };
 
@@ -54,8 +55,9 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long connections that are being made by then are still taken at the end of a farewell.
 const LAST_CALL: Duration = Duration::from_millis(250);
-/// How long a connection without a request may stay once nobody can connect any more.
+/// How long a connection without a request may stay once nobody can connect any more; and one that has had none yet.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+const FIRST_WORDS: Duration = Duration::from_secs(2);
 /// What a stream of HTTP/2 may send before anybody reads it, in bytes; and all streams of a connection. A body of common size is
 /// there at once, and whoever opens connections to fill them gets no further than this with each.
 const STREAM_WINDOW: u32 = 128 << 10;
@@ -184,7 +186,7 @@ where
     F: Fn(Request<Incoming>, SocketAddr) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let metrics = &listener.metrics;
+    let (metrics, told) = (&listener.metrics, Seldom::default());
     loop {
         // More connections than there are places wait in the kernel's queue until one ends.
         let place = places.free().await;
@@ -209,7 +211,9 @@ where
             Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             // Out of file descriptors, most likely: connections that end give some back.
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(held_back) = told.pass() {
+                    tracing::warn!(%error, held_back, "a connection could not be accepted");
+                }
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -277,6 +281,8 @@ async fn connect<F, R>(
         }
     };
     tokio::select! {
+        // What has arrived in the last moment is still looked at.
+        biased;
         () = served => {}
         () = activity.ceased(phases, &limits, &crowd) => tracing::debug!("connection closed: no request for too long"),
     }

@@ -163,8 +163,6 @@ pub fn authorize<B: RequestBody>(
         .layer(RespondLayer::new().observed_by(handler))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
-        // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
-        .layer(FilterLayer::new(limits.turns().refuse_while_long()))
         // Before whatever keeps the head for longer than it takes to look at it.
         .layer(limits.heads())
         // Before Authorize: the cluster to authorize may stand in the form.

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use hyper::Request;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -17,7 +17,7 @@ use support::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     sync::watch,
     task::JoinSet,
 };
@@ -35,6 +35,16 @@ fn descriptors() -> usize {
 async fn connect(world: &World) -> TcpStream {
     within("a connection", TcpStream::connect(world.gateway.public_address())).await.unwrap()
 }
+
+/// One whose answers soon fill what there is for them on the way.
+async fn connect_to_read_little(world: &World) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = world.gateway.public_address().parse().unwrap();
+    within("a connection", socket.connect(address)).await.unwrap()
+}
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n";
 
 /// What comes until the connection ends.
 async fn rest(stream: &mut TcpStream) -> String {
@@ -81,14 +91,15 @@ async fn slow_connections_hold_up_nobody() {
         "POST /metrics/v1/receive HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {token}\r\n\
          content-type: application/x-protobuf\r\ncontent-encoding: snappy\r\ncontent-length: 100000\r\n\r\n"
     );
-    let unread = "GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n".repeat(200);
+    let unread = HEALTH.repeat(2000);
     let mut streams = Vec::with_capacity(slow);
     for i in 0..slow {
-        let mut stream = connect(&world).await;
+        let mut stream = if i % 3 < 2 { connect(&world).await } else { connect_to_read_little(&world).await };
         match i % 3 {
             0 => {}
             1 => stream.write_all(head.as_bytes()).await.unwrap(),
-            _ => stream.write_all(unread.as_bytes()).await.unwrap(),
+            // As much as is taken.
+            _ => drop(stream.try_write(unread.as_bytes())),
         }
         streams.push(stream);
     }
@@ -270,6 +281,21 @@ async fn nobody_waits_for_ever() {
         "{answer}"
     );
     assert!(answer.contains("retry-after: "), "{answer}");
+}
+
+/// Each of its requests would be one in flight, for as long as it likes.
+#[tokio::test]
+async fn who_takes_no_answers_is_hung_up_on() {
+    let world = World::with(&["--header-timeout=300ms"]).await;
+    let stream = connect_to_read_little(&world).await;
+    let requests = HEALTH.repeat(100);
+    eventually("the end of the connection", async || {
+        let sent = stream.try_write(requests.as_bytes());
+        let ended = sent.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock);
+        ensure(ended, || format!("{sent:?}"))
+    })
+    .await;
+    assert_eq!(world.gateway.metric(r#"infogw_connections{listener="public"}"#).await, 0.0);
 }
 
 /// CVE-2023-44487 and CVE-2019-9514: streams that are opened and reset at once.

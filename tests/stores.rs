@@ -124,33 +124,37 @@ async fn bears<S: Store + Clone>(store: S, ordeal: impl AsyncFnOnce()) {
     works("before", &store, "app:before").await;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut callers = tokio::task::JoinSet::new();
+    // Done, failed.
+    let results = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     for index in 0..64 {
-        let (store, stopped) = (store.clone(), stopped.clone());
+        let (store, stopped, results) = (store.clone(), stopped.clone(), Arc::clone(&results));
         callers.spawn(async move {
             let key = format!("app:{index}");
-            let mut results = [0, 0];
             while !*stopped.borrow() {
                 let set = store.set(&key, bytes(&key), MINUTE).await;
                 let got = within("a call", store.get(&key)).await;
                 if let Ok(Some(value)) = &got {
                     assert_eq!(*value, bytes(&key));
                 }
-                results[usize::from(set.is_err() || got.is_err())] += 1;
+                results[usize::from(set.is_err() || got.is_err())].fetch_add(1, Ordering::Relaxed);
                 // Failures come at once, and are not to starve the server.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            results
         });
     }
     ordeal().await;
     works("after", &store, "app:after").await;
+    let [done, failed] = &*results;
+    let before = done.load(Ordering::Relaxed);
+    eventually("the callers are served again", async || {
+        ensure(done.load(Ordering::Relaxed) > before, || format!("{results:?} done and failed"))
+    })
+    .await;
     stop.send_replace(true);
-    let (mut done, mut failed) = (0, 0);
-    while let Some(results) = within("the callers' end", callers.join_next()).await {
-        let [ok, err] = results.unwrap();
-        (done, failed) = (done + ok, failed + err);
+    while let Some(ended) = within("the callers' end", callers.join_next()).await {
+        ended.unwrap();
     }
-    assert!(done > 0 && failed > 0, "{done} done, {failed} failed");
+    assert!(failed.load(Ordering::Relaxed) > 0);
 }
 
 macro_rules! ordeal {

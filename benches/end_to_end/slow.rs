@@ -7,7 +7,7 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 use clap::Args;
 use tokio::{
     io::AsyncWriteExt as _,
-    net::TcpStream,
+    net::TcpSocket,
     time::{MissedTickBehavior, interval},
 };
 
@@ -24,8 +24,9 @@ pub(crate) struct Arguments {
 /// Each connection sends a byte a second: so many of these in turn, so that they do not come all at once.
 const GROUPS: usize = 100;
 
-/// More than the socket buffers of both sides hold.
+/// Requests whose answers are more than a small receive buffer and the other side's send buffer hold.
 const UNREAD: usize = 2_000;
+const SMALL: u32 = 4096;
 
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(arguments: &Arguments) -> Outcome<()> {
@@ -37,7 +38,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Outcome<()> {
     let unread = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(UNREAD);
     let mut streams = Vec::with_capacity(arguments.connections);
     for n in 0..arguments.connections {
-        let mut stream = TcpStream::connect(arguments.target).await?;
+        let socket = TcpSocket::new_v4()?;
+        if n % 3 == 2 {
+            socket.set_recv_buffer_size(SMALL)?;
+        }
+        let mut stream = socket.connect(arguments.target).await?;
         match n % 3 {
             0 => {}
             1 => stream.write_all(head.as_bytes()).await?,

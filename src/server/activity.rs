@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -17,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tokio::{sync::watch, time::sleep};
 
-use super::{LAST_WORDS, Phase, places::Crowd, reached};
+use super::{FIRST_WORDS, LAST_WORDS, Phase, places::Crowd, reached};
 use crate::config::Connections;
 
 /// The requests and answers of one connection. Counted without waking anybody.
@@ -29,9 +30,14 @@ pub(super) struct Activity {
     /// Bytes that have come in, and how many had when the last request ended.
     read: AtomicU64,
     read_by_then: AtomicU64,
-    /// Answers that have not left, by when they were made: in this tick of [`ceased`](Self::ceased), the one before it, or earlier.
+    /// Bytes that have gone out, and whether more would if the client took them.
+    written: AtomicU64,
+    write_pending: AtomicBool,
+    /// All is said, and what the client still sends is thrown away.
+    lingers: AtomicBool,
+    /// Answers that have not left, by when they were made: in this tick of [`stalled`](Self::stalled), or the one before it.
     ticks: AtomicUsize,
-    unsent: [AtomicU32; 3],
+    unsent: [AtomicU32; 2],
 }
 
 impl Activity {
@@ -47,6 +53,18 @@ impl Activity {
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// So many bytes have gone out, or none for now as the client does not take them.
+    pub(super) fn has_written(&self, written: &Poll<io::Result<usize>>) {
+        self.write_pending.store(written.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.written.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn begins_to_linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed) > 0
     }
@@ -57,31 +75,44 @@ impl Activity {
     }
 
     /// Waits until the connection has had no request for too long: since it was made, or as an idle one; and [`LAST_WORDS`] after the
-    /// listener has closed. A head or an answer that does not get on is too long in between: for `header_timeout` to twice that.
+    /// listener has closed. A head that does not get on, or a client that takes no answers, is too long in between: for
+    /// `header_timeout` to twice that.
     pub(super) async fn ceased(&self, mut phases: watch::Receiver<Phase>, limits: &Connections, crowd: &Crowd) {
         tokio::select! {
             () = self.stalled(limits, crowd) => return,
             () = reached(&mut phases, Phase::Closed) => {}
         }
-        let mut seen = self.begun.load(Ordering::Relaxed);
+        // Whoever has just connected may need some turns for TLS and a head.
+        sleep(if self.has_begun() { LAST_WORDS } else { FIRST_WORDS }).await;
+        let mut seen = None;
         loop {
-            sleep(LAST_WORDS).await;
             let begun = self.begun.load(Ordering::Relaxed);
-            if begun == seen && begun == self.ended.load(Ordering::Relaxed) {
+            if seen == Some(begun) && !self.is_at_work(begun) {
                 return;
             }
-            seen = begun;
+            seen = Some(begun);
+            sleep(LAST_WORDS).await;
         }
+    }
+
+    /// Whether there is a request without an answer, an answer that has not left, or a client that is read to its end.
+    fn is_at_work(&self, begun: u64) -> bool {
+        begun != self.ended.load(Ordering::Relaxed)
+            || self.write_pending.load(Ordering::Relaxed)
+            || self.lingers.load(Ordering::Relaxed)
+            || self.unsent.iter().any(|unsent| unsent.load(Ordering::Relaxed) > 0)
     }
 
     async fn stalled(&self, limits: &Connections, crowd: &Crowd) {
         let tick = limits.header_timeout.min(limits.idle_timeout);
-        let (mut seen, mut idle, mut within_head) = (0, Duration::ZERO, false);
+        let (mut seen, mut idle, mut within_head, mut stuck_at) = (0, Duration::ZERO, false, None);
         loop {
             sleep(tick).await;
-            if self.has_old_answers() {
+            let stuck = self.write_pending.load(Ordering::Relaxed).then(|| self.written.load(Ordering::Relaxed));
+            if self.has_old_answers() || stuck.is_some() && stuck == stuck_at {
                 return;
             }
+            stuck_at = stuck;
             let (ended, begun) = (self.ended.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed));
             if begun != ended || begun != seen {
                 (seen, idle, within_head) = (begun, Duration::ZERO, false);
@@ -110,7 +141,7 @@ impl Activity {
     /// Begins another tick. Whether there are answers of before the last one.
     fn has_old_answers(&self) -> bool {
         let next = self.ticks.load(Ordering::Relaxed) + 1;
-        let old = self.unsent.get(next % 3).is_some_and(|unsent| unsent.load(Ordering::Relaxed) > 0);
+        let old = self.unsent.get(next % 2).is_some_and(|unsent| unsent.load(Ordering::Relaxed) > 0);
         self.ticks.store(next, Ordering::Relaxed);
         old
     }
@@ -122,7 +153,7 @@ pub(super) struct InFlight(Arc<Activity>);
 impl InFlight {
     /// It ends with `response`, which is unsent until its body is dropped.
     pub(super) fn answered(self, response: Response<Full<Bytes>>) -> Response<Unsent> {
-        let tick = self.0.ticks.load(Ordering::Relaxed) % 3;
+        let tick = self.0.ticks.load(Ordering::Relaxed) % 2;
         if let Some(unsent) = self.0.unsent.get(tick) {
             unsent.fetch_add(1, Ordering::Relaxed);
         }
@@ -214,7 +245,7 @@ mod tests {
         let activity = Arc::default();
         let idle = ticks(&activity, false, |tick| {
             if tick == 1 {
-                drop(request(&activity))
+                drop(request(&activity));
             }
         })
         .await;
@@ -223,7 +254,7 @@ mod tests {
         let activity = Arc::default();
         assert_eq!(
             ticks(&activity, false, |tick| if tick % 9 == 1 {
-                drop(request(&activity))
+                drop(request(&activity));
             })
             .await,
             None
@@ -235,7 +266,7 @@ mod tests {
         let activity = Arc::default();
         assert_eq!(
             ticks(&activity, true, |tick| if tick == 1 {
-                drop(request(&activity))
+                drop(request(&activity));
             })
             .await,
             Some(2)
@@ -267,7 +298,7 @@ mod tests {
         let mut held = None;
         let waits = ticks(&activity, false, |tick| {
             if tick == 1 {
-                held = Some(activity.begin(Version::HTTP_2))
+                held = Some(activity.begin(Version::HTTP_2));
             }
         });
         assert_eq!(waits.await, None);
@@ -281,6 +312,49 @@ mod tests {
                 stuck.push(answer);
             }
         });
-        assert_eq!(cut.await, Some(5));
+        assert_eq!(cut.await, Some(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_reads_nothing_has_requests_in_vain() {
+        let activity: Arc<Activity> = Arc::default();
+        let mut held = None;
+        let cut = ticks(&activity, false, |tick| match tick {
+            1 => held = Some(activity.begin(Version::HTTP_11)),
+            2 => activity.has_written(&Poll::Pending),
+            _ => {}
+        });
+        assert_eq!(cut.await, Some(3));
+        // Slowly is something else.
+        let activity: Arc<Activity> = Arc::default();
+        let slow = ticks(&activity, false, |tick| {
+            if tick == 1 {
+                held = Some(activity.begin(Version::HTTP_11));
+            }
+            activity.has_written(&Poll::Ready(Ok(1)));
+            activity.has_written(&Poll::Pending);
+        });
+        assert_eq!(slow.await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_waits_for_what_is_under_way() {
+        let places = Places::new(NonZeroUsize::MIN, None);
+        let crowd = places.crowd();
+        let ceased = async |activity: &Arc<Activity>, within: Duration| {
+            let phases = watch::Sender::new(Phase::Closed);
+            timeout(within, activity.ceased(phases.subscribe(), &limits(), &crowd)).await.is_ok()
+        };
+        let activity: Arc<Activity> = Arc::default();
+        assert!(!ceased(&activity, FIRST_WORDS).await && ceased(&activity, 2 * FIRST_WORDS).await, "a new one");
+        let answer = request(&activity);
+        assert!(!ceased(&activity, 20 * LAST_WORDS).await, "an answer has not left");
+        drop(answer);
+        assert!(ceased(&activity, 3 * LAST_WORDS).await, "an idle one");
+        activity.has_written(&Poll::Pending);
+        assert!(!ceased(&activity, 20 * LAST_WORDS).await, "bytes have not left");
+        activity.has_written(&Poll::Ready(Ok(1)));
+        activity.begins_to_linger();
+        assert!(!ceased(&activity, 20 * LAST_WORDS).await, "its client is read to its end");
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Lingering {
 }
 
 impl Lingering {
-    /// Tells `activity` what is read.
+    /// Tells `activity` what comes and goes.
     pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> Self {
         Lingering { stream, activity, until: None }
     }
@@ -47,7 +47,9 @@ impl AsyncRead for Lingering {
 
 impl AsyncWrite for Lingering {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.activity.has_written(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -55,11 +57,12 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Lingering { stream, until, .. } = &mut *self;
+        let Lingering { stream, until, activity } = &mut *self;
         let until = match until {
             Some(until) => until,
             None => {
                 ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                activity.begins_to_linger();
                 until.insert(Box::pin(sleep(LINGER)))
             }
         };
@@ -84,6 +87,8 @@ impl AsyncWrite for Lingering {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.activity.has_written(&written);
+        written
     }
 }

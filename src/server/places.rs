@@ -39,7 +39,7 @@ pub(super) struct Place {
 pub(super) struct Crowd(Arc<Semaphore>);
 
 impl Crowd {
-    /// All of them.
+    /// All of them, but for the one that is kept for whoever connects next.
     pub(super) fn is_full(&self) -> bool {
         self.0.available_permits() == 0
     }

@@ -180,6 +180,12 @@ fn heads() -> Vec<Row> {
     let begun = frame(HEADERS, END_STREAM, 1, pieces.next().unwrap());
     let rest =
         pieces.flat_map(|piece| frame(CONTINUATION, if piece.len() < 16_384 { END_HEADERS } else { 0 }, 1, piece));
+    // Each costs its sender a byte.
+    rows.streams(
+        "101 fields of a name",
+        request(1, [head(), vec![field("age", "1"); 101]].concat()),
+        &[Status(1, 431)],
+    );
     rows.streams("100 kB of fields", begun.into_iter().chain(rest).collect(), &[Status(1, 431)]);
     rows.all()
 }

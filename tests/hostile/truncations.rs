@@ -11,6 +11,7 @@ use crate::{
     support::{
         World,
         payload::{composite_token, delimited, series, snappy_block, snappy_framed},
+        within,
         world::{PULL_SECRET, TEXT, now},
     },
 };
@@ -50,19 +51,22 @@ impl Whole {
             let (body, upload) = ((self.pack)(&self.bytes[..cut]), self.upload);
             let token = if upload.is_some() { upload_token.to_owned() } else { composite.clone() };
             sent.spawn(async move {
-                let reply = loop {
-                    let body = body.clone();
-                    let reply = match upload {
-                        Some((content_type, encoding)) => {
-                            world.gateway.upload(&token, content_type, encoding, body).await
+                let answered = async {
+                    loop {
+                        let body = body.clone();
+                        let reply = match upload {
+                            Some((content_type, encoding)) => {
+                                world.gateway.upload(&token, content_type, encoding, body).await
+                            }
+                            None => world.gateway.receive(&token, body).await,
+                        };
+                        // A machine that has other work to do refuses some before their bodies are read.
+                        if reply.status != 503 || !reply.text().starts_with("overloaded: this gateway has work") {
+                            return reply;
                         }
-                        None => world.gateway.receive(&token, body).await,
-                    };
-                    // A machine that has other work to do refuses some before their bodies are read.
-                    if reply.status != 503 || !reply.text().starts_with("overloaded: this gateway has work") {
-                        break reply;
                     }
                 };
+                let reply = within("an answer", answered).await;
                 drop(place);
                 (cut, reply)
             });

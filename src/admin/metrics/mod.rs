@@ -414,16 +414,18 @@ impl Observe<Rejection> for Handler {
     fn observe(&self, rejection: &Rejection) {
         let (reason, layer) = (rejection.reason(), rejection.layer().unwrap_or("Unnamed"));
         let refusals = self.0.count_rejection(layer, reason);
-        if reason == Reason::TooLarge && self.0.is_receive() {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE && reason == Reason::TooLarge && self.0.is_receive() {
             self.0.metrics.size_limited.inc();
         }
         let status = rejection.status().as_u16();
         let (route, detail) = (self.0.name, rejection.detail());
         if !rejection.status().is_server_error() {
             tracing::debug!(route, layer, %reason, status, detail, "request refused");
-        } else if let Some(more) = refusals.map_or(Some(0), |refusals| refusals.told.pass()) {
+        } else if let Some(held_back) = refusals.map_or(Some(0), |refusals| refusals.told.pass()) {
             // What brings many about, such as overload, is not made worse by telling of each.
-            tracing::warn!(route, layer, %reason, status, detail, more, "request failed");
+            tracing::warn!(route, layer, %reason, status, detail, held_back, "request failed");
+        } else {
+            tracing::debug!(route, layer, %reason, status, detail, "request failed");
         }
     }
 }
