@@ -109,11 +109,12 @@ fn ambiguous<B>(request: &Request<B>) -> Option<&'static str> {
     if another.is_some() || host.is_none() && request.version() == Version::HTTP_11 {
         return Some("send one Host header");
     }
-    // Of HTTP/1.1 there is one in an absolute URI alone (RFC 9112, section 3.2.2).
-    if let (Some(host), Some(authority)) = (host, request.uri().authority())
+    // In an absolute URI of HTTP/1.1 it is what counts, whatever the Host says (RFC 9112, section 3.2.2).
+    if request.version() == Version::HTTP_2
+        && let (Some(host), Some(authority)) = (host, request.uri().authority())
         && !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())
     {
-        return Some("send the same host in the Host header as in the request's URI");
+        return Some("send no Host header, or the :authority in it");
     }
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     let chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
