@@ -53,7 +53,7 @@ pub mod drain;
 pub mod encode;
 #[cfg(feature = "enforce")]
 pub mod enforce;
-#[cfg(feature = "enforce")]
+#[cfg(any(feature = "budget", feature = "enforce"))]
 mod future;
 pub mod observe;
 // `decode` makes payloads and `translate` moves them: without these, parts lie idle.

@@ -33,8 +33,8 @@ pub struct ConnectionFlags {
     /// Most streams of HTTP/2 that a client has reset before they were looked at; past it the connection is closed [default: 20].
     #[arg(long, value_name = "STREAMS")]
     pub limit_stream_resets: Option<String>,
-    /// How long a new connection may be without a request, a TLS handshake included; and, to twice as long, a later head of HTTP/1.1, or an
-    /// answer of HTTP/2 that the client does not take [default: 30s].
+    /// How long a new connection may be without a request, a TLS handshake included; and, to twice as long, a later head of HTTP/1.1, or
+    /// answers that the client does not take [default: 30s].
     #[arg(long, value_name = "DURATION")]
     pub header_timeout: Option<String>,
     /// How long a request's body may take; past it the request is refused with 503 [default: 30s].
@@ -66,7 +66,7 @@ pub struct Connections {
     pub streams: u32,
     /// Streams that were reset before they were accepted.
     pub stream_resets: usize,
-    /// From a connection to its first request.
+    /// From a connection to its first request; then of a head, and of answers that are not taken.
     pub header_timeout: Duration,
     /// From a request's head to the end of its body.
     pub body_timeout: Duration,

@@ -12,6 +12,7 @@ use tower_service::Service;
 use super::{BufferBudget, Reservation};
 use crate::{
     describe::{Describe, Row},
+    future::CallOrRefuse,
     rejection::{Reason, Rejection},
 };
 
@@ -89,8 +90,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.layer.admit(&request) {
-            Ok(reserved) => HeadFuture::Admitted { inner: self.inner.call(request), _reserved: reserved },
-            Err(rejection) => HeadFuture::Refused { rejection: Some(rejection.by(NAME)) },
+            Ok(reserved) => HeadFuture { inner: CallOrRefuse::call(self.inner.call(request)), _reserved: reserved },
+            Err(rejection) => HeadFuture { inner: CallOrRefuse::refuse(rejection.by(NAME)), _reserved: None },
         }
     }
 }
@@ -104,21 +105,11 @@ impl<S: Describe<Request<B>>, B> Describe<Request<B>> for Head<S> {
 
 pin_project! {
     /// The future of [`Head`].
-    #[project = HeadProj]
     #[derive(Debug)]
-    pub enum HeadFuture<F> {
-        /// Let through.
-        #[doc(hidden)]
-        Admitted {
-            #[pin]
-            inner: F,
-            _reserved: Option<Reservation>,
-        },
-        /// Kept away.
-        #[doc(hidden)]
-        Refused {
-            rejection: Option<Rejection>,
-        },
+    pub struct HeadFuture<F> {
+        #[pin]
+        inner: CallOrRefuse<F>,
+        _reserved: Option<Reservation>,
     }
 }
 
@@ -130,13 +121,7 @@ where
     type Output = Result<R, Rejection>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            HeadProj::Admitted { inner, .. } => inner.poll(cx).map_err(Into::into),
-            // `None`: polled again after completion, which futures need not bear.
-            HeadProj::Refused { rejection } => {
-                rejection.take().map_or(Poll::Pending, |refused| Poll::Ready(Err(refused)))
-            }
-        }
+        self.project().inner.poll(cx)
     }
 }
 
