@@ -71,6 +71,20 @@ impl Process {
         Ok(())
     }
 
+    /// It does nothing more until [`Self::resume`]; what it has open stays open.
+    pub(crate) fn pause(&self) -> Outcome<()> {
+        self.signal("STOP")
+    }
+
+    pub(crate) fn resume(&self) -> Outcome<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Outcome<()> {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status()?;
+        if status.success() { Ok(()) } else { Err(format!("kill -s {name}: {status}").into()) }
+    }
+
     /// Seconds of CPU that it has taken so far, in user space and in the kernel.
     pub(crate) fn cpu(&self) -> Outcome<f64> {
         let stat = fs::read_to_string(self.proc("stat"))?;

@@ -78,6 +78,12 @@ fn warm_up(plan: &Plan, subjects: &[Subject]) -> Outcome<()> {
     })
 }
 
+/// Requests a second that a subject can take, by what it did on few connections, and at a third of that on many: a request costs more
+/// where a thousand connections are open, so that what a few of them reach is beyond saturation.
+fn saturation(full: &Turns, third: &Turns) -> f64 {
+    full.rate().min(1e6 / third.cpu())
+}
+
 fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
     let world = World::new(plan, plan.tls)?;
     let setup = Setup::of(plan);
@@ -90,9 +96,8 @@ fn table(plan: &Plan, report: &mut Report) -> Outcome<()> {
     let closed = Arrivals::Closed { connections: plan.connections };
     let full = take_turns(plan, &subjects, |_, subject| subject.spec(plan, closed))?;
     let open = |rate| Arrivals::Open { rate, connections: plan.open_connections };
-    // A request costs more where a thousand connections are open, so that what a few of them reach is beyond saturation.
     let third = take_turns(plan, &subjects, |n, subject| subject.spec(plan, open(full[n].rate() / 3.0)))?;
-    let saturation: Vec<_> = full.iter().zip(&third).map(|(full, third)| full.rate().min(1e6 / third.cpu())).collect();
+    let saturation: Vec<_> = full.iter().zip(&third).map(|(full, third)| saturation(full, third)).collect();
     let half = take_turns(plan, &subjects, |n, subject| subject.spec(plan, open(saturation[n] / 2.0)))?;
     let of = |kind| kinds.iter().position(|&other| other == kind).map(|n| full[n].cpu());
     let rows: Vec<_> = kinds
@@ -334,23 +339,33 @@ fn slow(plan: &Plan, report: &mut Report) -> Outcome<()> {
         ];
         warm_up(plan, &subjects)?;
         // One that ends as it is dropped.
-        let _slow = subjects[1].slow_connections(connections)?;
+        let slow = subjects[1].slow_connections(connections)?;
+        // What they send would take of the processors that the quiet one is measured on.
+        slow.pause()?;
         let closed = Arrivals::Closed { connections: plan.connections };
         let full = take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, closed))?;
-        let half = Arrivals::Open { rate: full[0].rate() / 2.0, connections: plan.open_connections };
-        let turns = take_turns(plan, &subjects, |_, subject| subject.spec(plan, half))?;
-        let [quiet, beside] = [&turns[0], &turns[1]];
+        let open = |rate| Arrivals::Open { rate, connections: plan.open_connections };
+        let third =
+            take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, open(full[0].rate() / 3.0)))?;
+        let half = saturation(&full[0], &third[0]) / 2.0;
+        let [mut quiet, mut beside] = [Turns::default(), Turns::default()];
+        for _ in 0..plan.rounds {
+            quiet.0.push(subjects[0].turn(plan, open(half))?);
+            slow.resume()?;
+            beside.0.push(subjects[1].turn(plan, open(half))?);
+            slow.pause()?;
+        }
         let p99 = |turns: &Turns| turns.median(|turn| turn.counted.accepted.p99);
         rows.push(vec![
             Cell::Text(kind.name().to_owned()),
-            Cell::Number(full[0].rate() / 2.0, 0),
+            Cell::Number(half, 0),
             Cell::Number(quiet.cpu(), 0),
             Cell::Number(beside.cpu(), 0),
             Cell::Number(quiet.median(|turn| turn.counted.accepted.p50), 2),
             Cell::Number(beside.median(|turn| turn.counted.accepted.p50), 2),
-            Cell::Number(p99(quiet), 2),
-            Cell::Number(p99(beside), 2),
-            Cell::Number(p99(beside) / p99(quiet), 2),
+            Cell::Number(p99(&quiet), 2),
+            Cell::Number(p99(&beside), 2),
+            Cell::Number(p99(&beside) / p99(&quiet), 2),
             Cell::Number(beside.median(|turn| turn.counted.refused.requests as f64), 0),
             Cell::Number(subjects[1].descriptors()? as f64, 0),
         ]);
@@ -370,7 +385,7 @@ fn slow(plan: &Plan, report: &mut Report) -> Outcome<()> {
     ];
     report.table(
         "slow",
-        &format!("At half of what is reached, beside {connections} slow connections"),
+        &format!("At half of saturation, beside {connections} slow connections"),
         &columns,
         &rows,
     );

@@ -22,10 +22,10 @@ pub(crate) struct Arguments {
 }
 
 /// Each connection sends a byte a second: so many of these in turn, so that they do not come all at once.
-const GROUPS: usize = 100;
+const GROUPS: usize = 1000;
 
 /// Requests whose answers are more than a small receive buffer and the other side's send buffer hold.
-const UNREAD: usize = 2_000;
+const UNREAD: usize = 500;
 const SMALL: u32 = 4096;
 
 #[tokio::main(flavor = "current_thread")]

@@ -5,6 +5,8 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
@@ -17,6 +19,10 @@ use crate::{
     telemetry::{self, NAMES, REPLICA},
     tls, upstream,
 };
+
+/// A server is calm when it takes less than half of one processor for so long, which it must be within the other time.
+const CALM_FOR: Duration = Duration::from_millis(500);
+const CALM_WITHIN: Duration = Duration::from_secs(120);
 
 /// What a subject does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -178,13 +184,24 @@ impl Subject {
         }
     }
 
-    /// Opens slow connections to it, which last as long as the process that is returned.
+    /// Opens slow connections to it, which last as long as the process that is returned, and waits until it has answered what it can
+    /// of what they asked: such a flood is not what is measured.
     pub(crate) fn slow_connections(&self, connections: usize) -> Outcome<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["slow", "--target", &self.address.to_string(), "--connections", &connections.to_string()]);
         let mut process = Process::start(&command, self.cores, None)?;
         process.line()?;
-        Ok(process)
+        let calm = Instant::now() + CALM_WITHIN;
+        loop {
+            let before = self.process.cpu()?;
+            thread::sleep(CALM_FOR);
+            if self.process.cpu()? - before < CALM_FOR.as_secs_f64() / 2.0 {
+                return Ok(process);
+            }
+            if Instant::now() > calm {
+                return Err(format!("{} was not calm within {CALM_WITHIN:?}", self.kind.name()).into());
+            }
+        }
     }
 
     /// What it has open.
