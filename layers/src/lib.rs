@@ -25,6 +25,13 @@
 //! | [`CircuitLayer`](circuit) | `circuit` | leaves a neighbour alone that does not answer |
 //! | [`BearerLayer`](client_credentials) | `client-credentials` | sends our own token along |
 //!
+//! Around what a client of such a gateway pushes:
+//!
+//! | layer | feature | what it does |
+//! | --- | --- | --- |
+//! | [`GrantedLabelsLayer`](exchange) | `exchange` | sets the labels that came with the gateway's token |
+//! | [`RetryUntilTaken`](retry), for tower's `RetryLayer` | `retry` | tries a push until it is taken, refused or too old |
+//!
 //! What requests buffer, all together, has a [`budget`]. What replicas share is kept in a [`store`]: Redis (`redis`) or memcached (`memcached`).
 //!
 //! A payload is decoded once and encoded at most once; see [`payload`]. Every layer refuses with one error, [`rejection`].
@@ -53,6 +60,8 @@ pub mod drain;
 pub mod encode;
 #[cfg(feature = "enforce")]
 pub mod enforce;
+#[cfg(feature = "exchange")]
+pub mod exchange;
 #[cfg(any(feature = "budget", feature = "enforce"))]
 mod future;
 pub mod observe;

@@ -283,6 +283,24 @@ pub fn repeats(text: &str, secret: &str) -> bool {
     window > 0 && (text.contains(secret) || text.char_indices().any(part_is_in))
 }
 
+/// The longest `Retry-After` that is obeyed.
+#[cfg(any(feature = "retry", feature = "exchange"))]
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// What `Retry-After` asks for: seconds or an HTTP date (RFC 9110, section 10.2.3); an hour at most.
+#[cfg(any(feature = "retry", feature = "exchange"))]
+pub fn retry_after(headers: &http::HeaderMap) -> Option<Duration> {
+    let value = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = httpdate::parse_http_date(value).ok()?;
+            at.duration_since(std::time::SystemTime::now()).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
 /// `str::floor_char_boundary`, which is newer than our MSRV.
 pub(crate) trait FloorBoundary {
     /// The largest char boundary at or below `at`.

@@ -23,14 +23,33 @@ const NAME: &str = "BearerLayer";
 /// The answer has the [`Token`] among its extensions, so that whoever passes on what it says can [tell](Token::is_in) if that is the
 /// token: servers quote what they were sent.
 #[derive(Debug, Clone)]
-pub struct BearerLayer {
-    tokens: TokenSource,
+pub struct BearerLayer<T = TokenSource> {
+    tokens: T,
     is_about_us: fn(&HeaderMap) -> bool,
 }
 
-impl BearerLayer {
+/// Where tokens come from.
+pub trait Tokens: Clone + Send + Sync + 'static {
+    /// The token to show now.
+    fn token(&self) -> impl Future<Output = Result<Token, Rejection>> + Send;
+
+    /// Another one than `refused`, which was answered with 401, if there is or comes one.
+    fn replace(&self, refused: &Token) -> impl Future<Output = Option<Token>> + Send;
+}
+
+impl Tokens for TokenSource {
+    async fn token(&self) -> Result<Token, Rejection> {
+        Ok(TokenSource::token(self).await?)
+    }
+
+    async fn replace(&self, refused: &Token) -> Option<Token> {
+        TokenSource::replace(self, refused).await
+    }
+}
+
+impl<T> BearerLayer<T> {
     /// Sends tokens of `tokens`.
-    pub fn new(tokens: TokenSource) -> Self {
+    pub fn new(tokens: T) -> Self {
         BearerLayer { tokens, is_about_us: |_| true }
     }
 
@@ -41,24 +60,25 @@ impl BearerLayer {
     }
 }
 
-impl<S> Layer<S> for BearerLayer {
-    type Service = Bearer<S>;
+impl<S, T: Clone> Layer<S> for BearerLayer<T> {
+    type Service = Bearer<S, T>;
 
-    fn layer(&self, inner: S) -> Bearer<S> {
+    fn layer(&self, inner: S) -> Bearer<S, T> {
         Bearer { inner, tokens: self.tokens.clone(), is_about_us: self.is_about_us }
     }
 }
 
 /// The service that [`BearerLayer`] makes. Its error is the client's own, or a boxed [`Rejection`] where there is no token.
 #[derive(Debug, Clone)]
-pub struct Bearer<S> {
+pub struct Bearer<S, T = TokenSource> {
     inner: S,
-    tokens: TokenSource,
+    tokens: T,
     is_about_us: fn(&HeaderMap) -> bool,
 }
 
-impl<S, B, R> Service<Request<B>> for Bearer<S>
+impl<S, T, B, R> Service<Request<B>> for Bearer<S, T>
 where
+    T: Tokens,
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
@@ -78,7 +98,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let Bearer { inner, tokens, is_about_us } = self.clone();
         Box::pin(async move {
-            let token = tokens.token().await.map_err(|error| Rejection::from(error).by(NAME))?;
+            let token = tokens.token().await.map_err(|rejection| rejection.by(NAME))?;
             let again = request.clone();
             authorize(&mut request, &token);
             let response = inner.clone().oneshot(request).await.map_err(Into::into)?;
@@ -107,7 +127,7 @@ fn authorize<B>(request: &mut Request<B>, token: &Token) {
     request.headers_mut().insert(header::AUTHORIZATION, token.authorization().clone());
 }
 
-impl<S: Describe<Request<B>>, B> Describe<Request<B>> for Bearer<S> {
+impl<S: Describe<Request<B>>, T, B> Describe<Request<B>> for Bearer<S, T> {
     fn describe(rows: &mut Vec<Row>) {
         rows.push(Row::new::<Request<B>>(NAME, &[Reason::CredentialsUnavailable]));
         S::describe(rows);

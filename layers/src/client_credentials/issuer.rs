@@ -34,7 +34,7 @@ pub struct TokenRequest;
 /// A token as it was issued.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    pub(super) authorization: HeaderValue,
+    pub(crate) authorization: HeaderValue,
     pub(super) lifetime: Option<Duration>,
 }
 

@@ -4,7 +4,8 @@
 //! - [`TokenSource`] holds one token for all who need it. A task of its own gets the first one, gets the next one ahead of expiry,
 //!   and goes on trying while the issuer is down, for which the old token stays in use as long as it is valid. It takes any
 //!   service that issues tokens.
-//! - [`BearerLayer`] goes around an HTTP client: sends the token along, and after a 401 gets another one and tries once more.
+//! - [`BearerLayer`] goes around an HTTP client: sends the token along, and after a 401 gets another one and tries once more. It takes
+//!   any [`Tokens`]; [`KeptToken`] is one that somebody else renews.
 //!
 //! ```
 //! use infogw_layers::client_credentials::{BearerLayer, ClientCredentials, TokenSource};
@@ -40,8 +41,10 @@
 
 mod bearer;
 mod issuer;
+mod kept;
 mod source;
 
-pub use bearer::{Bearer, BearerLayer};
+pub use bearer::{Bearer, BearerLayer, Tokens};
 pub use issuer::{ClientCredentials, ClientSecret, InvalidIssuer, Issued, IssuerError, IssuerUrl, TokenRequest};
+pub use kept::KeptToken;
 pub use source::{Token, TokenEvent, TokenSource, TokenUnavailable};

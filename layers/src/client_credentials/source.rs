@@ -54,6 +54,16 @@ pub struct Token {
 }
 
 impl Token {
+    /// `authorization` in use until then; `generation` counts up.
+    pub(crate) fn new(generation: u64, authorization: HeaderValue, usable_until: Instant) -> Self {
+        Token { generation, authorization, usable_until }
+    }
+
+    /// Whether it came after `other`.
+    pub(crate) fn is_newer_than(&self, other: &Token) -> bool {
+        self.generation > other.generation
+    }
+
     /// The value of `Authorization`, marked as sensitive.
     pub fn authorization(&self) -> &HeaderValue {
         &self.authorization
@@ -65,7 +75,7 @@ impl Token {
         repeats(text, &String::from_utf8_lossy(token))
     }
 
-    fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         Instant::now() < self.usable_until
     }
 }

@@ -35,6 +35,12 @@ impl<E> Observe<E> for () {
     fn observe(&self, _: &E) {}
 }
 
+impl<E, O: Observe<E> + ?Sized> Observe<E> for std::sync::Arc<O> {
+    fn observe(&self, event: &E) {
+        (**self).observe(event);
+    }
+}
+
 impl<E, F: Fn(&E)> Observe<E> for F {
     fn observe(&self, event: &E) {
         self(event);
