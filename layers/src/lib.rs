@@ -53,6 +53,8 @@ pub mod drain;
 pub mod encode;
 #[cfg(feature = "enforce")]
 pub mod enforce;
+#[cfg(any(feature = "decode", feature = "encode"))]
+mod float;
 #[cfg(any(feature = "budget", feature = "enforce"))]
 mod future;
 pub mod observe;

@@ -29,6 +29,8 @@ mod native;
 mod oracle;
 #[path = "payload/policy.rs"]
 mod policy;
+#[path = "payload/scrape.rs"]
+mod scrape;
 #[path = "payload/wire_types.rs"]
 mod wire_types;
 
