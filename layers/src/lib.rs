@@ -13,7 +13,7 @@
 //! | [`DecodeLayer`](decode) | `decode` | body `B` → payload, bounded before it allocates |
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
-//! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
+//! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers; or `MetricFamilies` → `/upload`'s |
 //!
 //! Around an authorizer, or the HTTP client that it asks with:
 //!

@@ -38,7 +38,7 @@ use infogw_layers::{
     encode::EncodeLayer,
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
-    payload::{Offence, SeriesSet},
+    payload::{MetricFamilies, Offence, SeriesSet},
     policy::{Denial, Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, RequestQuota, SampleQuota, Setting, Terms},
     rate_limit::{Due, PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
     rejection::{Reason, Rejection},
@@ -332,6 +332,20 @@ async fn enforce() {
 #[tokio::test]
 async fn translate() {
     Conformance::computing(TranslateLayer::new(), || Request::new(families(&["c1"])), unit).check().await;
+}
+
+#[tokio::test]
+async fn encode_families() {
+    Conformance::computing(EncodeLayer::delimited(), || Request::new(families(&["c1"])), unit)
+        .refuses(Reason::ClusterLabel, || {
+            let mut nothing = MetricFamilies::default();
+            let offence = || Offence::new(Reason::ClusterLabel, 0, "up", "it is another cluster's");
+            nothing.refused().add("EnforceLabelsLayer", offence);
+            Request::new(nothing)
+        })
+        .tells_of("EnforceLabelsLayer", Reason::ClusterLabel)
+        .check()
+        .await;
 }
 
 #[tokio::test]

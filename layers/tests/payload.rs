@@ -11,6 +11,8 @@
 
 #[path = "payload/bytes.rs"]
 mod bytes;
+#[path = "payload/delimited.rs"]
+mod delimited;
 #[path = "payload/edits.rs"]
 mod edits;
 #[path = "payload/expansion.rs"]
@@ -61,6 +63,12 @@ fn framed(message: &[u8]) -> Bytes {
     let mut frames = snap::write::FrameEncoder::new(Vec::new());
     std::io::Write::write_all(&mut frames, message).unwrap();
     frames.into_inner().unwrap().into()
+}
+
+fn unframed(stream: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    std::io::Read::read_to_end(&mut snap::read::FrameDecoder::new(stream), &mut message).unwrap();
+    message
 }
 
 const DELIMITED: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";

@@ -171,6 +171,21 @@ impl<'a> LabelBlock<'a> {
         }
     }
 
+    /// The value of the label `name`, "" if there is none; and the block's bytes before and behind it.
+    #[cfg(feature = "encode")]
+    pub(crate) fn without(self, name: &[u8]) -> (&'a [u8], [&'a [u8]; 2]) {
+        let (value, start, end) = match self.find(name) {
+            Ok(LabelAt { value, start, end, .. }) => (value, start, end),
+            Err(at) => (&[][..], at, at),
+        };
+        (value, [self.0.get(..start).unwrap_or_default(), self.0.get(end..).unwrap_or_default()])
+    }
+
+    /// The labels as text.
+    pub(crate) fn pairs(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.iter().map(|label| (text(label.name), text(label.value)))
+    }
+
     /// The bytes of the label `name`; none, at the place where they belong, if there is no such label.
     #[cfg(feature = "decode")]
     fn place(self, name: &[u8]) -> Range<usize> {
@@ -262,7 +277,7 @@ impl LabelSet<'_> {
 
     /// The labels, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels().iter().map(|label| (text(label.name), text(label.value)))
+        self.labels().pairs()
     }
 
     /// The value of the label `name`, or "" if there is none.
