@@ -4,6 +4,7 @@
     feature = "cache",
     feature = "decode",
     feature = "drain",
+    feature = "edit",
     feature = "encode",
     feature = "enforce",
     feature = "observe",
@@ -35,6 +36,7 @@ use infogw_layers::{
     conformance::{Conformance, Second},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder, WriteRequestDecoder},
     drain::DrainLayer,
+    edit::{EditLayer, SetLabels},
     encode::EncodeLayer,
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
@@ -332,6 +334,13 @@ async fn enforce() {
 #[tokio::test]
 async fn translate() {
     Conformance::computing(TranslateLayer::new(), || Request::new(families(&["c1"])), unit).check().await;
+}
+
+#[tokio::test]
+async fn edit() {
+    let layer = || EditLayer::new(SetLabels::new([("_id", "c1")]));
+    Conformance::computing(layer(), || Request::new(families(&["c2"])), unit).check().await;
+    Conformance::computing(layer(), || Request::new(write_request(&["c2"])), unit).check().await;
 }
 
 #[tokio::test]
