@@ -11,7 +11,7 @@
 //! | [`PolicyLayer`](policy) | `policy` | what holds for this one, exceptions and all |
 //! | [`RateLimitLayer`](rate_limit) | `rate-limit` | charges it, before its body is read |
 //! | [`DecodeLayer`](decode) | `decode` | body `B` → payload, bounded before it allocates |
-//! | [`EditLayer`](edit) | `edit` | labels set, metrics renamed, series dropped |
+//! | [`EditLayer`](edit) | `edit`, `anonymize` | labels set and anonymized, metrics renamed, series dropped |
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
 //! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers; or `MetricFamilies` → `/upload`'s |

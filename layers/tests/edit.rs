@@ -1,5 +1,5 @@
 //! Edits, through their layer: what they leave of write requests and of metric families.
-#![cfg(all(feature = "decode", feature = "edit", feature = "test-util", feature = "translate"))]
+#![cfg(all(feature = "anonymize", feature = "decode", feature = "edit", feature = "test-util", feature = "translate"))]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
@@ -11,7 +11,7 @@ use http::Request;
 use infogw_layers::{
     clock::ManualClock,
     decode::{DecodeLimits, Decoder, MetricFamiliesDecoder, WriteRequestDecoder},
-    edit::{DropInvalid, Edit, EditLayer, Rename, SetLabels},
+    edit::{Anonymize, DropInvalid, Edit, EditLayer, EmptySalt, Rename, SetLabels},
     payload::{Edited, Keep, LabelSet, MetricFamilies, SeriesSet, WriteRequest},
     translate::Translate,
 };
@@ -117,6 +117,39 @@ fn edits_come_in_order_until_one_drops_the_series() {
     assert!(!kept(Box::new(boxed)));
     let shared: Arc<[SetLabels]> = [to("b"), to("d")].into();
     assert!(kept(Box::new((shared, named("d"), (), named("d"), Rename::default(), DropInvalid::default()))));
+}
+
+/// Digests of `printf '%s%s' SALT VALUE | sha256sum | cut -c1-18 | xxd -r -p | base64 | tr +/ -_`.
+#[test]
+fn values_become_their_salted_digests() {
+    let anonymize = Anonymize::new("s3cr3t", ["instance", "node", "absent", "__name__"]).unwrap();
+    let series = [
+        "up{instance=\"10.0.0.7\",job=\"10.0.0.7\",node=\"node-2\"}",
+        "up{instance=\"\",node=\"node-9\"}",
+        "up{node=\"node-12\"}",
+        "instance",
+        "up{instance=\"é\\\"x\"}",
+        "up{instance=\"10.0.0.7\"}",
+    ];
+    let expected = [
+        "up{instance=6BlC2Ib8sbSq,job=10.0.0.7,node=lAc-bn9C2579}",
+        "up{node=L_a7lPLFUYHc}",
+        "up{node=K8Szfksfv7-O}",
+        "instance{}",
+        "up{instance=Nt77TM7WtOXH}",
+        "up{instance=6BlC2Ib8sbSq}",
+    ];
+    assert_eq!(edited(anonymize, &series), (expected.map(str::to_owned).to_vec(), [6, 0]));
+    let other = |salt| edited(Anonymize::new(salt, ["host"]).unwrap(), &["up{host=\"api.example.com\"}"]).0;
+    assert_eq!(other("s3cr3t"), ["up{host=99Ut_c5dmUb4}"]);
+    assert_eq!(other("pepper"), ["up{host=ixsMifUXMHEi}"]);
+}
+
+#[test]
+fn a_salt_is_needed_and_never_shown() {
+    assert_eq!(Anonymize::new("", ["instance"]).unwrap_err(), EmptySalt);
+    let shown = format!("{:?}", EditLayer::new(Anonymize::new("s3cr3t", ["instance"]).unwrap()));
+    assert!(shown.contains("instance") && !shown.contains("s3cr3t"), "{shown}");
 }
 
 /// What nobody changed goes on as it came.

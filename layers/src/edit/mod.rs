@@ -27,6 +27,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "anonymize")]
+mod anonymize;
 mod relabel;
 
 use std::{
@@ -45,6 +47,8 @@ use crate::{
     payload::{Edited, Keep, LabelSet, SeriesSet},
 };
 
+#[cfg(feature = "anonymize")]
+pub use anonymize::{Anonymize, EmptySalt};
 #[cfg(feature = "enforce")]
 pub(crate) use relabel::pairs;
 pub use relabel::{DropInvalid, LabelPairs, Rename, SetLabels};
