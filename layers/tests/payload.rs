@@ -17,6 +17,8 @@ mod delimited;
 mod edits;
 #[path = "payload/expansion.rs"]
 mod expansion;
+#[path = "payload/exposition.rs"]
+mod exposition;
 // What is fuzzed is held against it, too, and more of what it reads: tests/fuzz.
 #[allow(dead_code, unreachable_pub)]
 #[path = "payload/go.rs"]

@@ -21,6 +21,7 @@
 
 mod families;
 mod native_histogram;
+mod text;
 
 use std::{
     cell::RefCell,
@@ -43,6 +44,8 @@ use crate::{
     payload::{Buffer, MetricFamilies, Refused, SeriesSet, WriteRequest},
     rejection::{Reason, Rejection},
 };
+
+pub use text::TEXT;
 
 const NAME: &str = "EncodeLayer";
 
