@@ -11,9 +11,10 @@
 //! | [`PolicyLayer`](policy) | `policy` | what holds for this one, exceptions and all |
 //! | [`RateLimitLayer`](rate_limit) | `rate-limit` | charges it, before its body is read |
 //! | [`DecodeLayer`](decode) | `decode` | body `B` → payload, bounded before it allocates |
+//! | [`EditLayer`](edit) | `edit`, `anonymize` | labels set and anonymized, metrics renamed, series dropped |
 //! | [`EnforceLabelsLayer`](enforce) | `enforce` | whose series, which series, which labels |
 //! | [`TranslateLayer`](translate) | `translate` | `MetricFamilies` → `WriteRequest` |
-//! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers |
+//! | [`EncodeLayer`](encode) | `encode` | `WriteRequest` → bytes and remote-write headers; or `MetricFamilies` → `/upload`'s |
 //!
 //! Around an authorizer, or the HTTP client that it asks with:
 //!
@@ -56,12 +57,16 @@ pub mod decode;
 pub mod describe;
 #[cfg(feature = "drain")]
 pub mod drain;
+#[cfg(feature = "edit")]
+pub mod edit;
 #[cfg(feature = "encode")]
 pub mod encode;
 #[cfg(feature = "enforce")]
 pub mod enforce;
 #[cfg(feature = "exchange")]
 pub mod exchange;
+#[cfg(any(feature = "decode", feature = "encode"))]
+mod float;
 #[cfg(any(feature = "budget", feature = "enforce"))]
 mod future;
 pub mod observe;

@@ -4,6 +4,7 @@
     feature = "cache",
     feature = "decode",
     feature = "drain",
+    feature = "edit",
     feature = "encode",
     feature = "enforce",
     feature = "observe",
@@ -35,10 +36,11 @@ use infogw_layers::{
     conformance::{Conformance, Second},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder, WriteRequestDecoder},
     drain::DrainLayer,
+    edit::{EditLayer, SetLabels},
     encode::EncodeLayer,
     enforce::{EnforceLabelsLayer, LabelPolicy, OnOffence},
     observe::ObserveLayer,
-    payload::{Offence, SeriesSet},
+    payload::{MetricFamilies, Offence, SeriesSet},
     policy::{Denial, Endpoint, LivePolicy, Overrides, Policy, PolicyLayer, RequestQuota, SampleQuota, Setting, Terms},
     rate_limit::{Due, PerCluster, Quota, RateLimitLayer, SamplesPerCluster},
     rejection::{Reason, Rejection},
@@ -332,6 +334,27 @@ async fn enforce() {
 #[tokio::test]
 async fn translate() {
     Conformance::computing(TranslateLayer::new(), || Request::new(families(&["c1"])), unit).check().await;
+}
+
+#[tokio::test]
+async fn edit() {
+    let layer = || EditLayer::new(SetLabels::new([("_id", "c1")]));
+    Conformance::computing(layer(), || Request::new(families(&["c2"])), unit).check().await;
+    Conformance::computing(layer(), || Request::new(write_request(&["c2"])), unit).check().await;
+}
+
+#[tokio::test]
+async fn encode_families() {
+    Conformance::computing(EncodeLayer::delimited(), || Request::new(families(&["c1"])), unit)
+        .refuses(Reason::ClusterLabel, || {
+            let mut nothing = MetricFamilies::default();
+            let offence = || Offence::new(Reason::ClusterLabel, 0, "up", "it is another cluster's");
+            nothing.refused().add("EnforceLabelsLayer", offence);
+            Request::new(nothing)
+        })
+        .tells_of("EnforceLabelsLayer", Reason::ClusterLabel)
+        .check()
+        .await;
 }
 
 #[tokio::test]

@@ -11,10 +11,14 @@
 
 #[path = "payload/bytes.rs"]
 mod bytes;
+#[path = "payload/delimited.rs"]
+mod delimited;
 #[path = "payload/edits.rs"]
 mod edits;
 #[path = "payload/expansion.rs"]
 mod expansion;
+#[path = "payload/exposition.rs"]
+mod exposition;
 // What is fuzzed is held against it, too, and more of what it reads: tests/fuzz.
 #[allow(dead_code, unreachable_pub)]
 #[path = "payload/go.rs"]
@@ -29,6 +33,8 @@ mod native;
 mod oracle;
 #[path = "payload/policy.rs"]
 mod policy;
+#[path = "payload/scrape.rs"]
+mod scrape;
 #[path = "payload/wire_types.rs"]
 mod wire_types;
 
@@ -59,6 +65,12 @@ fn framed(message: &[u8]) -> Bytes {
     let mut frames = snap::write::FrameEncoder::new(Vec::new());
     std::io::Write::write_all(&mut frames, message).unwrap();
     frames.into_inner().unwrap().into()
+}
+
+fn unframed(stream: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    std::io::Read::read_to_end(&mut snap::read::FrameDecoder::new(stream), &mut message).unwrap();
+    message
 }
 
 const DELIMITED: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";

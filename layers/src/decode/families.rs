@@ -1,6 +1,6 @@
 //! What both formats of metric families become: series, collected in canonical form.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use super::{DecodeError, DecodeLimits, label::LabelRun, limits::Excess};
 use crate::{
@@ -8,9 +8,11 @@ use crate::{
     rejection::excerpt,
 };
 
-/// Collects series into [`MetricFamilies`]. Whatever is wrong with one of them refuses them all, as telemeter-server does it.
+/// Collects series into [`MetricFamilies`]. Whatever is wrong with one of them refuses them all, as telemeter-server does it; or it is
+/// left out, as telemeter-client does it.
 pub(super) struct FamiliesBuilder<'l> {
     limits: &'l DecodeLimits,
+    leave_out: bool,
     /// Bytes that all label blocks together may take.
     room: usize,
     times: Times,
@@ -30,6 +32,40 @@ pub(super) struct Times {
     pub(super) max_age: Duration,
     /// What a sample without one gets, or it is refused.
     pub(super) missing: Option<i64>,
+}
+
+/// Why a timestamp is not taken.
+enum Untimely {
+    Missing,
+    Old(i64),
+    Unsorted { timestamp: i64, last: i64 },
+}
+
+impl Times {
+    /// What to tell a sender.
+    fn explain(&self, untimely: &Untimely) -> String {
+        match *untimely {
+            Untimely::Missing => "it has no timestamp; push what /federate gives".to_owned(),
+            Untimely::Old(timestamp) => {
+                let over = self.oldest.saturating_sub(timestamp).unsigned_abs().div_ceil(1000);
+                let limit = self.max_age.as_secs();
+                let age = limit.saturating_add(over);
+                format!(
+                    "its timestamp is {age} s old, at most {limit} s are taken; push fresh samples and check the clock"
+                )
+            }
+            Untimely::Unsorted { timestamp, last } => {
+                format!("its timestamp {timestamp} is before {last} above it; sort each family by time")
+            }
+        }
+    }
+}
+
+/// Where the series of a metric begin.
+pub(super) struct Mark {
+    seen: usize,
+    side: usize,
+    points: usize,
 }
 
 /// What a sample holds.
@@ -52,7 +88,7 @@ pub(super) type Name<'a> = (&'a str, &'a str);
 
 impl<'l> FamiliesBuilder<'l> {
     /// For families of `len` bytes.
-    pub(super) fn new(limits: &'l DecodeLimits, times: Times, len: usize) -> Self {
+    pub(super) fn new(limits: &'l DecodeLimits, times: Times, leave_out: bool, len: usize) -> Self {
         let writer = LabelWriter::default();
         let families = MetricFamilies {
             // The labels and a name for each series; and, so that translating them moves nothing, a sample.
@@ -61,12 +97,36 @@ impl<'l> FamiliesBuilder<'l> {
             refused: Refused::default(),
         };
         let room = limits.decoded.saturating_mul(MOST_EXPANSION).min(LARGEST_PAYLOAD);
-        FamiliesBuilder { limits, room, times, families, seen: 0, writer, last: i64::MIN }
+        FamiliesBuilder { limits, leave_out, room, times, families, seen: 0, writer, last: i64::MIN }
     }
 
     /// What holds for these families.
     pub(super) fn limits(&self) -> &'l DecodeLimits {
         self.limits
+    }
+
+    /// Whether a series that cannot go on is left out, and refuses nothing.
+    pub(super) fn leaves_out(&self) -> bool {
+        self.leave_out
+    }
+
+    /// So many metrics are left out, whatever they are.
+    pub(super) fn left_out(&mut self, metrics: usize) {
+        self.seen += metrics;
+    }
+
+    /// The series so far.
+    pub(super) fn mark(&self) -> Mark {
+        let MetricFamilies { side, points, .. } = &self.families;
+        Mark { seen: self.seen, side: side.len(), points: points.len() }
+    }
+
+    /// Takes a metric back whose series were added since `mark`.
+    #[cold]
+    pub(super) fn take_back(&mut self, mark: &Mark) {
+        self.seen = mark.seen + 1;
+        self.families.side.truncate(mark.side);
+        self.families.points.truncate(mark.points);
     }
 
     /// A family begins.
@@ -84,8 +144,9 @@ impl<'l> FamiliesBuilder<'l> {
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
         let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
-        let checked = self.check_name(name).and_then(|()| self.check_labels(labels.clone()));
-        checked.map_err(|excess| self.invalid(name, excess))?;
+        if let Err(excess) = self.check_name(name).and_then(|()| self.check_labels(labels.clone())) {
+            return self.invalid(name, excess);
+        }
         let out = &mut self.families.side;
         self.writer.begin(out);
         // The name goes first: it is the one `__name__`, whatever the labels say.
@@ -110,23 +171,29 @@ impl<'l> FamiliesBuilder<'l> {
         timestamp: Option<i64>,
     ) -> Result<(), DecodeError> {
         let Some(timestamp) = self.begin(name, timestamp)? else { return Ok(()) };
-        self.check_name(name).map_err(|excess| self.invalid(name, excess))?;
+        if let Err(excess) = self.check_name(name) {
+            return self.invalid(name, excess);
+        }
         // Its name is one of a series' labels.
         if labels.count >= self.limits.labels {
-            return Err(self.invalid(name, Excess::Labels(labels.count + 1)));
+            return self.invalid(name, Excess::Labels(labels.count + 1));
         }
         let labels = put_block(&mut self.families.side, labels.block, name, added);
         self.end(labels, value, timestamp)
     }
 
-    /// Counts a series, and says the time of its sample. Too many are counted to their end, and that is all: then there is none.
+    /// Counts a series, and says the time of its sample. There is none where the series is only counted: too many are, to their end, and
+    /// what is left out is.
     fn begin(&mut self, name: Name<'_>, timestamp: Option<i64>) -> Result<Option<i64>, DecodeError> {
         self.seen += 1;
         if self.seen > self.limits.series.min(self.limits.samples) {
             return Ok(None);
         }
-        let timestamp = self.timestamp(timestamp);
-        timestamp.map(Some).map_err(|what| DecodeError::Timestamp(self.about_series(name, &what)))
+        match self.timestamp(timestamp) {
+            Ok(timestamp) => Ok(Some(timestamp)),
+            Err(_) if self.leave_out => Ok(None),
+            Err(untimely) => Err(DecodeError::Timestamp(self.about_series(name, &self.times.explain(&untimely)))),
+        }
     }
 
     fn end(&mut self, labels: Span, value: Value<'_>, timestamp: i64) -> Result<(), DecodeError> {
@@ -151,8 +218,11 @@ impl<'l> FamiliesBuilder<'l> {
     }
 
     #[cold]
-    fn invalid(&self, name: Name<'_>, excess: Excess<'_>) -> DecodeError {
-        DecodeError::InvalidSeries(self.about_series(name, &self.limits.explain(excess)))
+    fn invalid(&self, name: Name<'_>, excess: Excess<'_>) -> Result<(), DecodeError> {
+        if self.leave_out {
+            return Ok(());
+        }
+        Err(DecodeError::InvalidSeries(self.about_series(name, &self.limits.explain(excess))))
     }
 
     /// `what` is wrong with the series at hand.
@@ -175,21 +245,13 @@ impl<'l> FamiliesBuilder<'l> {
         Ok(self.families)
     }
 
-    fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, Cow<'static, str>> {
-        let timestamp =
-            timestamp.or(self.times.missing).ok_or(Cow::Borrowed("it has no timestamp; push what /federate gives"))?;
+    fn timestamp(&mut self, timestamp: Option<i64>) -> Result<i64, Untimely> {
+        let timestamp = timestamp.or(self.times.missing).ok_or(Untimely::Missing)?;
         if timestamp < self.times.oldest {
-            let over = self.times.oldest.saturating_sub(timestamp).unsigned_abs().div_ceil(1000);
-            let limit = self.times.max_age.as_secs();
-            let age = limit.saturating_add(over);
-            return Err(format!(
-                "its timestamp is {age} s old, at most {limit} s are taken; push fresh samples and check the clock"
-            )
-            .into());
+            return Err(Untimely::Old(timestamp));
         }
-        if timestamp < self.last {
-            let last = self.last;
-            return Err(format!("its timestamp {timestamp} is before {last} above it; sort each family by time").into());
+        if timestamp < self.last && !self.leave_out {
+            return Err(Untimely::Unsorted { timestamp, last: self.last });
         }
         self.last = timestamp;
         Ok(timestamp)

@@ -11,13 +11,13 @@ use super::{
     DecodeError, DecodeLimits, Decoder, content_encoding,
     families::{FamiliesBuilder, Name, Pair, Times, Value},
     fields::{double, length_delimited, timestamp_of_now, varint},
-    float::go_float,
     label::{LabelRun, is_text, label},
     limits::Limits,
     media_type, native_histogram, snappy, text,
 };
 use crate::{
     clock::{Clock, SystemClock},
+    float::go_float,
     payload::{LARGEST_PAYLOAD, MetricFamilies},
     rejection::{Reason, excerpt},
 };
@@ -26,12 +26,13 @@ use crate::{
 ///
 /// Histograms and summaries become their series (`_bucket` with `le`, `quantile`, `_sum`, `_count`) as they are read, spelt
 /// as Prometheus' Go client spells them in text; a native histogram stays one. Every sample needs a timestamp that is not too old
-/// and ascends within its family.
+/// and ascends within its family; or what cannot go on is [left out](Self::drop_unusable).
 #[derive(Debug, Clone)]
 pub struct MetricFamiliesDecoder<C = SystemClock> {
     limits: Limits,
     max_age: Duration,
     stamp_missing: bool,
+    drop_unusable: bool,
     clock: C,
 }
 
@@ -49,7 +50,7 @@ impl MetricFamiliesDecoder {
 
     fn with(limits: Limits) -> Self {
         let max_age = Duration::from_secs(24 * 60 * 60);
-        MetricFamiliesDecoder { limits, max_age, stamp_missing: false, clock: SystemClock }
+        MetricFamiliesDecoder { limits, max_age, stamp_missing: false, drop_unusable: false, clock: SystemClock }
     }
 }
 
@@ -66,10 +67,21 @@ impl<C> MetricFamiliesDecoder<C> {
         MetricFamiliesDecoder { stamp_missing: true, ..self }
     }
 
+    /// Takes what a scrape answers as it is: what cannot be pushed on is left out, and the rest goes on, in any order of time. Left out
+    /// are samples without a timestamp or too old, series over the limits of one, and of protobuf whatever is wrong with a metric, a
+    /// family without a name and one of an unknown type, as telemeter-client does it. [`Refused::received`] counts these, and nobody is
+    /// told of them. What is not of its format, and too much of everything, is refused as ever.
+    ///
+    /// [`Refused::received`]: crate::payload::Refused::received
+    #[must_use]
+    pub fn drop_unusable(self) -> Self {
+        MetricFamiliesDecoder { drop_unusable: true, ..self }
+    }
+
     /// Reads the time from `clock`.
     pub fn clock<D: Clock>(self, clock: D) -> MetricFamiliesDecoder<D> {
-        let MetricFamiliesDecoder { limits, max_age, stamp_missing, .. } = self;
-        MetricFamiliesDecoder { limits, max_age, stamp_missing, clock }
+        let MetricFamiliesDecoder { limits, max_age, stamp_missing, drop_unusable, .. } = self;
+        MetricFamiliesDecoder { limits, max_age, stamp_missing, drop_unusable, clock }
     }
 }
 
@@ -151,11 +163,13 @@ impl<C: Clock> Decoder for MetricFamiliesDecoder<C> {
         } else {
             &body
         };
-        let mut builder = FamiliesBuilder::new(limits, self.times(), message.len());
+        let mut builder = FamiliesBuilder::new(limits, self.times(), self.drop_unusable, message.len());
         let read = if format.delimited {
             delimited(message, &mut builder)
         } else {
-            text::parse(message, limits.labels, &mut builder).map_err(|error| match error {
+            // Where one that has too many is left out, it is read to its end.
+            let labels = if self.drop_unusable { usize::MAX } else { limits.labels };
+            text::parse(message, labels, &mut builder).map_err(|error| match error {
                 text::TextError::Sink { error, .. } => error,
                 // The name is one of ours, and none of the text's.
                 text::TextError::TooManyLabels { line, labels, max_labels } => DecodeError::InvalidSeries(format!(
@@ -239,7 +253,10 @@ fn family(
     let (mut name, mut kind, mut metrics) = ("", None, 0usize);
     while let Some(field) = cursor.field()? {
         match field.number {
-            1 => name = utf8(length_delimited(&mut cursor, field)?, "family name")?,
+            1 => {
+                let text = utf8(length_delimited(&mut cursor, field)?, "family name");
+                name = if builder.leaves_out() { text.unwrap_or_default() } else { text? };
+            }
             3 => kind = Some(varint(&mut cursor, field)?),
             4 => {
                 length_delimited(&mut cursor, field)?;
@@ -249,6 +266,10 @@ fn family(
         }
     }
     if metrics == 0 {
+        return Ok(());
+    }
+    if builder.leaves_out() && (name.is_empty() || kind.is_some_and(|kind| kind > 5)) {
+        builder.left_out(metrics);
         return Ok(());
     }
     if name.is_empty() {
@@ -281,8 +302,13 @@ fn family(
             {
                 builder.point_of_run((name, ""), run, None, Value::Number(value), timestamp)?;
             } else {
-                let metric = Metric::read(content, cursor.offset() - content.len(), run)?;
-                metric.expand(name, kind, builder, scratch)?;
+                let mark = builder.mark();
+                let metric = Metric::read(content, cursor.offset() - content.len(), run);
+                match metric.and_then(|metric| metric.expand(name, kind, builder, scratch)) {
+                    // Its length says where the next one begins.
+                    Err(DecodeError::Malformed(_)) if builder.leaves_out() => builder.take_back(&mark),
+                    read => read?,
+                }
             }
         } else {
             cursor.skip(field.wire)?;

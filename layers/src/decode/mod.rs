@@ -24,7 +24,6 @@
 mod error;
 mod families;
 mod fields;
-mod float;
 mod label;
 mod limits;
 mod metric_families;

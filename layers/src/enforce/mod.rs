@@ -40,8 +40,9 @@ use crate::{
     rejection::{Reason, Rejection},
 };
 
+pub use crate::edit::LabelPairs;
 use policy::Verdict;
-pub use policy::{ClusterLabelCheck, Explained, LabelNames, LabelPairs, LabelPolicy, OnOffence};
+pub use policy::{ClusterLabelCheck, Explained, LabelNames, LabelPolicy, OnOffence};
 
 const NAME: &str = "EnforceLabelsLayer";
 

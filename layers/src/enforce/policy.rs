@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::selector::{Labels, Selector, SelectorError, SelectorSet};
 use crate::{
     authorize::{Identity, Writes},
+    edit::{Edit as _, LabelPairs, SetLabels, pairs},
     payload::{LabelSet, Offence},
     rejection::{Reason, excerpt},
 };
@@ -16,20 +17,14 @@ pub struct LabelPolicy {
     /// None: everything is allowed.
     pub(crate) allowlist: Option<Arc<SelectorSet>>,
     pub(crate) require: LabelPairs,
-    pub(crate) set: LabelPairs,
+    pub(crate) set: SetLabels,
     pub(crate) elide: LabelNames,
     /// None: what the identity says.
     pub(crate) writes: Option<Writes>,
 }
 
-/// Labels with their values. Cheap to clone.
-pub type LabelPairs = Arc<[(Box<str>, Box<str>)]>;
 /// Names of labels. Cheap to clone.
 pub type LabelNames = Arc<[Box<str>]>;
-
-fn pairs<N: Into<Box<str>>, V: Into<Box<str>>>(labels: impl IntoIterator<Item = (N, V)>) -> LabelPairs {
-    labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
-}
 
 /// What happens when the cluster label names a cluster that the sender may not write for. The label must be there either way, as
 /// telemeter-server demands.
@@ -64,7 +59,7 @@ impl LabelPolicy {
             on_offence: OnOffence::default(),
             allowlist: None,
             require: Arc::default(),
-            set: Arc::default(),
+            set: SetLabels::default(),
             elide: Arc::default(),
             writes: None,
         }
@@ -111,7 +106,7 @@ impl LabelPolicy {
     /// Sets these labels on every series, replacing what is there; after the allowlist, before eliding.
     #[must_use]
     pub fn set<N: Into<Box<str>>, V: Into<Box<str>>>(self, labels: impl IntoIterator<Item = (N, V)>) -> Self {
-        LabelPolicy { set: pairs(labels), ..self }
+        LabelPolicy { set: SetLabels::new(labels), ..self }
     }
 
     /// Removes these labels from every series.
@@ -195,9 +190,7 @@ impl LabelPolicy {
     }
 
     fn relabel(&self, labels: &mut LabelSet<'_>) {
-        for (name, value) in &*self.set {
-            labels.set(name, value);
-        }
+        self.set.edit(labels);
         for name in &*self.elide {
             labels.remove(name);
         }

@@ -33,11 +33,13 @@ mod write_request;
 
 pub(crate) use buffer::Buffer;
 pub use families::MetricFamilies;
-#[cfg(feature = "decode")]
+#[cfg(any(feature = "decode", feature = "encode"))]
 pub(crate) use families::Point;
+#[cfg(any(feature = "decode", feature = "encode"))]
+pub(crate) use labels::LabelBlock;
 pub use labels::LabelSet;
 #[cfg(feature = "decode")]
-pub(crate) use labels::{LabelBlock, LabelWriter, ShortLabel, put_block};
+pub(crate) use labels::{LabelWriter, ShortLabel, put_block};
 pub use refused::{Offence, Refused};
 pub use write_request::WriteRequest;
 #[cfg(any(feature = "decode", feature = "translate"))]

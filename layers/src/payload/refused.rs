@@ -45,6 +45,11 @@ impl Refused {
         self.received = series;
     }
 
+    /// Series that the payload arrived with, those among them that are no longer in it.
+    pub fn received(&self) -> usize {
+        self.received
+    }
+
     /// Counts one series that `layer` refused; `offence` is asked for the first one only.
     pub fn add(&mut self, layer: &'static str, offence: impl FnOnce() -> Offence) {
         self.count += 1;

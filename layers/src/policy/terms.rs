@@ -78,7 +78,7 @@ impl Terms {
         match setting {
             Setting::Allowlist(set) => Arc::make_mut(&mut self.labels).allowlist = Some(Arc::clone(set)),
             Setting::Elide(names) => Arc::make_mut(&mut self.labels).elide = Arc::clone(names),
-            Setting::Set(labels) => Arc::make_mut(&mut self.labels).set = Arc::clone(labels),
+            Setting::Set(labels) => Arc::make_mut(&mut self.labels).set = Arc::clone(labels).into(),
             Setting::Require(labels) => {
                 Arc::make_mut(&mut self.labels).require = Arc::clone(labels);
                 Arc::make_mut(&mut self.limits).hold(labels);

@@ -175,7 +175,7 @@ fn sole(message: &[u8]) -> prom::Histogram {
 }
 
 /// What a scrape stores of it.
-fn scraped(histogram: &client::Histogram, gauge: bool) -> prom::Histogram {
+pub(crate) fn scraped(histogram: &client::Histogram, gauge: bool) -> prom::Histogram {
     let spans = |spans: &[client::BucketSpan]| {
         spans.iter().map(|span| prom::BucketSpan { offset: span.offset(), length: span.length() }).collect()
     };
@@ -225,7 +225,7 @@ fn pack(mut histogram: client::Histogram) -> Vec<u8> {
 }
 
 /// A native histogram: its buckets of either kind, of which those of the other kind must not go on.
-fn histogram() -> impl Strategy<Value = client::Histogram> {
+pub(crate) fn histogram() -> impl Strategy<Value = client::Histogram> {
     let span = || {
         (option::of(any::<i32>()), option::of(any::<u32>()))
             .prop_map(|(offset, length)| client::BucketSpan { offset, length })

@@ -1,10 +1,10 @@
-//! Floats as Prometheus' Go client prints them in `le` and `quantile`.
+//! Floats as Prometheus' Go client prints them: in `le` and `quantile`, and as values.
 
 use std::fmt::Write as _;
 
 /// Writes `value` into `out` as Go's `strconv.FormatFloat(value, 'g', -1, 64)`: the fewest digits that read back the same, with
 /// an exponent below 1e-4 and from 1e+06 on.
-pub(super) fn go_float(out: &mut String, value: f64) {
+pub(crate) fn go_float(out: &mut String, value: f64) {
     out.clear();
     if value.is_nan() {
         out.push_str("NaN");

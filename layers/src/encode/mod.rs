@@ -1,7 +1,7 @@
-//! A payload to the bytes of a remote-write request.
+//! A payload to the bytes of a request: remote write, or metric families as telemeter's `/upload` takes them.
 //!
 //! [`EncodeLayer`] hands on what was received, untouched, when nothing was changed on the way, and encodes anew otherwise. The
-//! request that goes on has remote write's headers and none of the sender's. When the rest is written it tells the sender of
+//! request that goes on has the headers of its [`Format`] and none of the sender's. When the rest is written it tells the sender of
 //! series that were [refused](crate::payload::Refused) on the way; a payload with nothing left is answered here.
 //!
 //! ```
@@ -19,8 +19,14 @@
 //! # Ok(()) }
 //! ```
 
+mod families;
+mod native_histogram;
+mod text;
+
 use std::{
     cell::RefCell,
+    io,
+    marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -35,32 +41,81 @@ use tower_service::Service;
 use crate::{
     budget::{BufferBudget, Reservation},
     describe::{Describe, Row},
-    payload::{Buffer, Refused, SeriesSet, WriteRequest},
+    payload::{Buffer, MetricFamilies, Refused, SeriesSet, WriteRequest},
     rejection::{Reason, Rejection},
 };
 
+pub use text::TEXT;
+
 const NAME: &str = "EncodeLayer";
 
-/// A payload that remote write 1.0 can carry.
+/// What a body is written as.
+pub trait Format {
+    /// The headers of a request with such a body.
+    fn headers() -> HeaderMap;
+}
+
+/// Remote write 1.0: `prometheus.WriteRequest` in a snappy block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteWrite {}
+
+/// What telemeter-client pushes and `/upload` takes: delimited `io.prometheus.client.MetricFamily` in snappy's framed format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delimited {}
+
+/// A payload that can be written as `F`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be encoded as a remote-write request",
-    label = "this body is not a write request",
-    note = "put `DecodeLayer` with a `WriteRequestDecoder`, or `TranslateLayer`, outside `EncodeLayer`"
+    message = "`{Self}` cannot be encoded as `{F}`",
+    label = "this body is no payload of that format",
+    note = "for remote write put `DecodeLayer` with a `WriteRequestDecoder`, or `TranslateLayer`, outside `EncodeLayer`",
+    note = "`EncodeLayer::delimited()` writes metric families as they are"
 )]
-pub trait Encode: SeriesSet {
-    /// The snappy block to send, and whether it is the one that was received.
+pub trait Encode<F: Format = RemoteWrite>: SeriesSet {
+    /// The bytes to send, and whether they are those that were received.
     ///
     /// # Errors
     /// Whatever the compressor says of a payload that is too large for it.
-    fn encode(&self) -> Result<(Bytes, bool), snap::Error>;
+    fn encode(&self) -> io::Result<(Bytes, bool)>;
+}
+
+impl Format for RemoteWrite {
+    /// Remote write 1.0 specification, "Protocol".
+    fn headers() -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("snappy"));
+        let version = HeaderName::from_static("x-prometheus-remote-write-version");
+        headers.insert(version, HeaderValue::from_static("0.1.0"));
+        headers
+    }
+}
+
+impl Format for Delimited {
+    /// As telemeter-client sends them.
+    fn headers() -> HeaderMap {
+        const DELIMITED: &str =
+            "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(DELIMITED));
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("snappy"));
+        headers
+    }
 }
 
 impl Encode for WriteRequest {
-    fn encode(&self) -> Result<(Bytes, bool), snap::Error> {
+    fn encode(&self) -> io::Result<(Bytes, bool)> {
         match self.received() {
             Some(received) => Ok((received.clone(), true)),
             None => Ok((compress(&self.to_message())?, false)),
         }
+    }
+}
+
+/// By name, and those of a name by time: `/upload` takes the samples of a family in ascending order. Each is an untyped metric, or a
+/// native histogram in a family of its own.
+impl Encode<Delimited> for MetricFamilies {
+    fn encode(&self) -> io::Result<(Bytes, bool)> {
+        Ok((families::frames(self)?, false))
     }
 }
 
@@ -89,25 +144,35 @@ pub struct Encoded {
     pub untouched: bool,
 }
 
-/// Encodes payloads as remote write 1.0.
+/// Encodes payloads as `F`.
 #[derive(Debug, Clone)]
-pub struct EncodeLayer {
+pub struct EncodeLayer<F = RemoteWrite> {
     when_empty: StatusCode,
     budget: Option<BufferBudget>,
-}
-
-impl Default for EncodeLayer {
-    fn default() -> Self {
-        EncodeLayer { when_empty: StatusCode::NO_CONTENT, budget: None }
-    }
+    format: PhantomData<F>,
 }
 
 impl EncodeLayer {
-    /// Encodes payloads; one with nothing left is answered with 204.
+    /// Encodes payloads as remote write 1.0; one with nothing left is answered with 204.
     pub fn new() -> Self {
         Self::default()
     }
+}
 
+impl EncodeLayer<Delimited> {
+    /// Encodes payloads as delimited metric families in snappy frames; one with nothing left is answered with 204.
+    pub fn delimited() -> Self {
+        Self::default()
+    }
+}
+
+impl<F> Default for EncodeLayer<F> {
+    fn default() -> Self {
+        EncodeLayer { when_empty: StatusCode::NO_CONTENT, budget: None, format: PhantomData }
+    }
+}
+
+impl<F> EncodeLayer<F> {
     /// Answers a payload with nothing left with `status`.
     #[must_use]
     pub fn when_empty(self, status: StatusCode) -> Self {
@@ -121,8 +186,8 @@ impl EncodeLayer {
     }
 }
 
-impl<S> Layer<S> for EncodeLayer {
-    type Service = Encoding<S>;
+impl<S, F: Clone> Layer<S> for EncodeLayer<F> {
+    type Service = Encoding<S, F>;
 
     fn layer(&self, inner: S) -> Self::Service {
         Encoding { inner, layer: self.clone() }
@@ -131,14 +196,15 @@ impl<S> Layer<S> for EncodeLayer {
 
 /// The service that [`EncodeLayer`] makes.
 #[derive(Debug, Clone)]
-pub struct Encoding<S> {
+pub struct Encoding<S, F = RemoteWrite> {
     inner: S,
-    layer: EncodeLayer,
+    layer: EncodeLayer<F>,
 }
 
-impl<S, P, B> Service<Request<P>> for Encoding<S>
+impl<S, F, P, B> Service<Request<P>> for Encoding<S, F>
 where
-    P: Encode,
+    F: Format,
+    P: Encode<F>,
     S: Service<Request<Full<Bytes>>, Response = Response<B>>,
     S::Error: Into<Rejection>,
     B: Default,
@@ -161,7 +227,7 @@ where
             return done(refused.rejection().map_or(Ok(empty), Err));
         }
         let Ok((body, untouched)) = payload.encode() else {
-            return done(Err(Rejection::internal("the write request could not be compressed").by(NAME)));
+            return done(Err(Rejection::internal("the payload could not be compressed").by(NAME)));
         };
         let (series, samples, bytes) = (payload.series(), payload.samples(), body.len());
         // What was received has its place already.
@@ -173,15 +239,16 @@ where
         head.extensions.insert(Encoded { series, samples, bytes, untouched });
         // What was decoded is not needed while the upstream works.
         drop(payload);
-        head.headers = remote_write_headers();
+        head.headers = F::headers();
         let inner = self.inner.call(Request::from_parts(head, Full::new(body)));
         EncodeFuture { state: State::Calling { inner, refused, _reserved: reserved } }
     }
 }
 
-impl<S, P> Describe<Request<P>> for Encoding<S>
+impl<S, F, P> Describe<Request<P>> for Encoding<S, F>
 where
-    P: Encode,
+    F: Format,
+    P: Encode<F>,
     S: Describe<Request<Full<Bytes>>>,
 {
     fn describe(rows: &mut Vec<Row>) {
@@ -189,16 +256,6 @@ where
         rows.push(Row::new::<Request<P>>(NAME, &[Reason::Internal, Reason::Overloaded]));
         S::describe(rows);
     }
-}
-
-/// Remote write 1.0 specification, "Protocol".
-fn remote_write_headers() -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("snappy"));
-    let version = HeaderName::from_static("x-prometheus-remote-write-version");
-    headers.insert(version, HeaderValue::from_static("0.1.0"));
-    headers
 }
 
 pin_project! {
