@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
 use http_body::Body;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{
         Client,
@@ -24,19 +24,20 @@ use hyper_util::{
             dns::{GaiResolver, Name},
         },
     },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioTimer},
 };
 use infogw_layers::{
     client_credentials::{BearerLayer, TokenSource},
     rejection::BoxError,
 };
 use rustls::ClientConfig;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tower::{Service, ServiceBuilder};
 
 use crate::{
     balance::{self, Balanced},
     config::Config,
+    proxy::{self, Connection, Proxies},
     retry::Retries,
     shared::Shared,
     tls::{ClientFiles, Current, Live},
@@ -45,7 +46,7 @@ use crate::{
 /// A client over pooled connections, plaintext or TLS, HTTP/1.1 or h2 as ALPN says.
 pub type HttpClient = Client<Connector, Full<Bytes>>;
 
-/// One client for each neighbour. They heed no proxy variables and follow no redirects.
+/// One client for each neighbour. They heed no proxy variables (but for [`client_through`]) and follow no redirects.
 #[derive(Debug, Clone)]
 pub struct Clients<F = Balanced> {
     /// Calls the authorizer.
@@ -74,7 +75,9 @@ impl Clients {
         let tls = config.tls.forward.clone();
         Ok(Clients {
             authorize: client(&config.tls.authorize, config.authorizer.url(), CONNECT)?,
-            forward: Balanced::new(upstream, move |address| built(&tls, Resolver::Pinned(address), balance::CONNECT)),
+            forward: Balanced::new(upstream, move |address| {
+                built(&tls, Resolver::Pinned(address), balance::CONNECT, Proxies::none())
+            }),
             retries: Retries::default(),
             credentials: None,
         })
@@ -86,13 +89,26 @@ impl Clients {
 /// # Errors
 /// If the URL is https and there are no roots to trust.
 pub fn client(tls: &Live<ClientFiles>, url: Option<&Uri>, connect: Duration) -> Result<HttpClient, String> {
+    client_through(Proxies::none(), tls, url, connect)
+}
+
+/// As [`client`], through whichever of `proxies` the URL is for.
+///
+/// # Errors
+/// As [`client`]'s.
+pub fn client_through(
+    proxies: Proxies,
+    tls: &Live<ClientFiles>,
+    url: Option<&Uri>,
+    connect: Duration,
+) -> Result<HttpClient, String> {
     if tls.source().trusts_nobody() && url.is_some_and(|url| url.scheme_str() == Some("https")) {
         return Err("no trusted root certificates were found; install them or set SSL_CERT_FILE".to_owned());
     }
-    Ok(built(tls, Resolver::System(GaiResolver::new()), connect))
+    Ok(built(tls, Resolver::System(GaiResolver::new()), connect, proxies))
 }
 
-fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration) -> HttpClient {
+fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration, proxies: Proxies) -> HttpClient {
     let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(connect));
@@ -101,7 +117,7 @@ fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration) -> Http
     tcp.set_keepalive(Some(Duration::from_secs(5)));
     tcp.set_keepalive_interval(Some(Duration::from_secs(1)));
     tcp.set_keepalive_retries(Some(3));
-    let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect };
+    let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect, proxies };
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));
     // All requests share one connection of h2, and those that time out leave it as it is: one that died unheard, as when a balancer
@@ -116,7 +132,7 @@ fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration) -> Http
 
 /// Where names lead.
 #[derive(Debug, Clone)]
-enum Resolver {
+pub(crate) enum Resolver {
     /// To what the system says.
     System(GaiResolver),
     /// Each to this address.
@@ -150,10 +166,11 @@ pub struct Connector {
     tls: Current<ClientConfig>,
     /// Whoever waits for a connection may have gone, and the server may never speak.
     limit: Duration,
+    proxies: Proxies,
 }
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = Connection;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -163,7 +180,14 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, url: Uri) -> Self::Future {
         let host = url.host().unwrap_or_default().to_owned();
-        let connected = timeout(self.limit, HttpsConnector::from((self.tcp.clone(), self.tls.load_full())).call(url));
+        let connecting: proxy::Connecting = match self.proxies.intercept(&url) {
+            None => {
+                let direct = HttpsConnector::from((self.tcp.clone(), self.tls.load_full())).call(url);
+                Box::pin(async move { Ok(Connection::direct(direct.await?)) })
+            }
+            Some(intercept) => proxy::connect(&intercept, self.tcp.clone(), self.tls.load_full(), url),
+        };
+        let connected = timeout(self.limit, connecting);
         Box::pin(async move {
             let connected = connected.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
             // Whoever asked tells its sender no more than that nobody was reached.

@@ -5,18 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use infogw_layers::{
     client_credentials::{ClientCredentials, TokenEvent, TokenSource},
     clock::SystemClock,
-    observe::{Observe, ObserveLayer},
+    observe::{Exchange, Observe, ObserveLayer},
 };
 use tower::Layer;
 
-use crate::{
-    admin::metrics::{ClientRequests, OidcMetrics},
-    client::HttpClient,
-    config::Oidc,
-};
+use crate::{admin::metrics::OidcMetrics, client::HttpClient, config::Oidc};
 
-/// Begins to get tokens. The issuer need not be up.
-pub fn token_source(oidc: &Oidc, client: HttpClient, requests: ClientRequests, metrics: OidcMetrics) -> TokenSource {
+/// Begins to get tokens, and tells `requests` of what that takes. The issuer need not be up.
+pub fn token_source(
+    oidc: &Oidc,
+    client: HttpClient,
+    requests: impl for<'a> Observe<Exchange<'a>> + Clone + Send + Sync + 'static,
+    metrics: OidcMetrics,
+) -> TokenSource {
     let client = ObserveLayer::new(requests).layer(client);
     let issuer =
         ClientCredentials::new(client, oidc.issuer.clone(), oidc.client_id.as_str(), oidc.client_secret.clone());

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BufMut, Bytes};
@@ -21,7 +21,7 @@ use infogw_layers::{
     encode::Encoded,
     observe::Observe,
     policy::Terms,
-    rejection::{BoxError, Reason, Rejection, repeats},
+    rejection::{BoxError, Reason, Rejection, repeats, retry_after},
 };
 use tower::Service;
 
@@ -41,8 +41,6 @@ const LONGEST_ANSWER: usize = 4096;
 const LONGEST_REASON: usize = 512;
 /// How long the body of a success is waited for.
 const TRAILING: Duration = Duration::from_millis(200);
-/// The longest `Retry-After` that is passed on.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Forwards encoded write requests over the HTTP client `C`.
 #[derive(Clone)]
@@ -53,7 +51,18 @@ pub struct Forward<C, O> {
     secrets: Arc<[Box<str>]>,
     success: Success,
     retries: Retries,
+    deadline: Duration,
+    tells: Tells,
     observer: O,
+}
+
+/// Whom the outcome is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tells {
+    /// A sender, whom what the upstream says of us is none of its business.
+    Sender,
+    /// Whoever runs this process.
+    Operator,
 }
 
 impl<C, O> fmt::Debug for Forward<C, O> {
@@ -87,7 +96,19 @@ impl<C, O> Forward<C, O> {
     /// writes go.
     pub fn new(client: C, uri: Uri, success: Success, retries: Retries, observer: O) -> Self {
         let secrets = values_in(uri.query().unwrap_or_default());
-        Forward { client, uri, secrets, success, retries, observer }
+        Forward { client, uri, secrets, success, retries, deadline: DEADLINE, tells: Tells::Sender, observer }
+    }
+
+    /// Gives the upstream `deadline` for its answer.
+    #[must_use]
+    pub fn deadline(self, deadline: Duration) -> Self {
+        Forward { deadline, ..self }
+    }
+
+    /// For whoever pushes what is its own: a refusal quotes what the upstream says, whatever it is about.
+    #[must_use]
+    pub fn for_operator(self) -> Self {
+        Forward { tells: Tells::Operator, ..self }
     }
 }
 
@@ -115,10 +136,10 @@ where
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         let samples = request.extensions().get::<Encoded>().map_or(0, |encoded| encoded.samples);
         let request = self.outgoing(request);
-        let Forward { client, success, retries, observer, secrets, uri: _ } = self.clone();
+        let Forward { client, success, retries, observer, secrets, deadline, tells, uri: _ } = self.clone();
         Box::pin(async move {
             let started = Instant::now();
-            let answer = tokio::time::timeout(DEADLINE, async {
+            let answer = tokio::time::timeout(deadline, async {
                 let answering = retries.answer(client, request, started + RETRY_WITHIN, &observer);
                 let (head, body) = answering.await.map_err(Unanswered::because)?.into_parts();
                 let reading = beginning(body);
@@ -129,7 +150,7 @@ where
                 };
                 Ok((head, body))
             });
-            let answer = answer.await.unwrap_or(Err(Unanswered::Late));
+            let answer = answer.await.unwrap_or(Err(Unanswered::Late(deadline)));
             let status = answer.as_ref().ok().map(|(head, _)| head.status);
             observer.observe(&Forwarded { status, elapsed: started.elapsed(), samples });
             let (head, body) = answer.map_err(|error| Rejection::from(error).relayed_by(NAME))?;
@@ -138,7 +159,7 @@ where
                 let token = head.extensions.get::<Token>();
                 token.is_some_and(|token| token.is_in(line)) || secrets.iter().any(|secret| repeats(line, secret))
             };
-            judge(head.status, &head.headers, &body, is_secret).map_err(|rejection| rejection.by(NAME))?;
+            judge(head.status, &head.headers, &body, tells, is_secret).map_err(|rejection| rejection.by(NAME))?;
             let mut response = Response::new(Full::default());
             *response.status_mut() = if success == Success::Ok { StatusCode::OK } else { head.status };
             Ok(response)
@@ -197,7 +218,8 @@ async fn beginning<B: Body>(body: B) -> Vec<u8> {
 #[derive(Debug)]
 enum Unanswered {
     Unreachable,
-    Late,
+    /// Not within this time.
+    Late(Duration),
     /// It was not even asked.
     Unsent(Rejection),
 }
@@ -213,8 +235,8 @@ impl From<Unanswered> for Rejection {
         match unanswered {
             Unanswered::Unsent(rejection) => rejection,
             Unanswered::Unreachable => Rejection::new(Reason::UpstreamUnreachable, "the upstream cannot be reached"),
-            Unanswered::Late => {
-                let detail = format!("the upstream did not answer within {} s", DEADLINE.as_secs());
+            Unanswered::Late(deadline) => {
+                let detail = format!("the upstream did not answer within {} s", deadline.as_secs());
                 Rejection::new(Reason::UpstreamTimeout, detail)
             }
         }
@@ -226,44 +248,47 @@ fn judge(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-    is_secret: impl Fn(&str) -> bool,
+    tells: Tells,
+    is_secret: impl Fn(&str) -> bool + Copy,
 ) -> Result<(), Rejection> {
-    match status.as_u16() {
+    let code = status.as_u16();
+    let said = || match first_line(body, is_secret) {
+        Ok(line) if tells == Tells::Operator && !line.is_empty() => format!(": {line}"),
+        _ => String::new(),
+    };
+    match code {
         200..300 => Ok(()),
         400 | 409 | 413 | 422 => {
-            let text = String::from_utf8_lossy(body);
-            let line = text.trim_start().lines().next().unwrap_or_default();
-            let detail = match line {
-                // Looked for before anything is cut.
-                line if is_secret(line) => {
-                    format!("the upstream refused this with {}, in words that hold a secret", status.as_u16())
-                }
-                "" => format!("the upstream refused this with {} and did not say why", status.as_u16()),
-                line => format!("the upstream refused this: {}", line.chars().take(LONGEST_REASON).collect::<String>()),
+            let detail = match first_line(body, is_secret) {
+                Err(HoldsSecret) => format!("the upstream refused this with {code}, in words that hold a secret"),
+                Ok(line) if line.is_empty() => format!("the upstream refused this with {code} and did not say why"),
+                Ok(line) => format!("the upstream refused this: {line}"),
             };
             Err(Rejection::new(Reason::UpstreamRefused, detail).with_status(status))
         }
         429 | 500.. => {
-            let detail = format!("the upstream answered {}", status.as_u16());
-            let rejection = Rejection::new(Reason::UpstreamUnavailable, detail);
+            let rejection =
+                Rejection::new(Reason::UpstreamUnavailable, format!("the upstream answered {code}{}", said()));
             Err(match retry_after(headers) {
                 Some(wait) => rejection.retry_after(wait),
                 None => rejection,
             })
         }
-        code => {
-            let detail = format!("the upstream answered {code} to this gateway");
+        _ => {
+            let whom = if tells == Tells::Sender { " to this gateway" } else { "" };
+            let detail = format!("the upstream answered {code}{whom}{}", said());
             Err(Rejection::new(Reason::UpstreamMisconfigured, detail).retry_after(Duration::from_secs(30)))
         }
     }
 }
 
-/// Seconds or an HTTP date (RFC 9110, section 10.2.3).
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).unwrap_or_default(),
-    };
-    Some(wait.min(LONGEST_WAIT))
+/// A line that nobody may be told.
+struct HoldsSecret;
+
+/// The line in which an upstream says why.
+fn first_line(body: &[u8], is_secret: impl Fn(&str) -> bool) -> Result<String, HoldsSecret> {
+    let text = String::from_utf8_lossy(body);
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    // Looked for before anything is cut.
+    if is_secret(line) { Err(HoldsSecret) } else { Ok(line.chars().take(LONGEST_REASON).collect()) }
 }

@@ -3,7 +3,7 @@
 use std::{io, num::NonZeroUsize, process::ExitCode, time::Duration};
 
 use infogw_proxy::{
-    commands::{Command, CommandLine, Exit, Failure, check, completions, explain, token},
+    commands::{Command, CommandLine, Exit, Failure, check, completions, explain, federate, token},
     config::{Config, Connections, Flags},
     dev,
     gateway::{self, Gateway},
@@ -37,6 +37,7 @@ fn run() -> Result<Exit, Failure> {
             Ok(Exit::Done)
         }),
         Some(Command::Check(args)) => check::run(*args),
+        Some(Command::Federate(flags)) => federate::run(*flags, until_told_to_stop),
         Some(Command::Token(command)) => token::run(command),
         Some(Command::Explain(args)) => explain::run(*args),
         Some(Command::Completions(args)) => completions::run(&args),

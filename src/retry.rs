@@ -14,12 +14,16 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper_util::client::legacy;
-use infogw_layers::{observe::Observe, rejection::BoxError, retry::Attempts};
+use infogw_layers::{
+    observe::Observe,
+    rejection::{BoxError, retry_after},
+    retry::Attempts,
+};
 use smallvec::SmallVec;
 use tokio::time::sleep_until;
 use tower::{ServiceExt, retry::budget::TpsBudget};
 
-use crate::{client::ApiClient, forward::retry_after};
+use crate::client::ApiClient;
 
 /// One, and two more.
 const ATTEMPTS: u32 = 3;
@@ -36,6 +40,13 @@ impl Default for Retries {
     fn default() -> Self {
         let budget = TpsBudget::new(Duration::from_secs(10), A_SECOND, SHARE);
         Retries(Attempts::new(ATTEMPTS, FIRST_PAUSE, Arc::new(budget)))
+    }
+}
+
+impl Retries {
+    /// No attempt is made again here: whoever pushes has its own way of that.
+    pub fn none() -> Self {
+        Retries(Attempts::new(1, FIRST_PAUSE, Arc::default()))
     }
 }
 

@@ -345,8 +345,7 @@ fn slow(plan: &Plan, report: &mut Report) -> Outcome<()> {
         let closed = Arrivals::Closed { connections: plan.connections };
         let full = take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, closed))?;
         let open = |rate| Arrivals::Open { rate, connections: plan.open_connections };
-        let third =
-            take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, open(full[0].rate() / 3.0)))?;
+        let third = take_turns(plan, &subjects[..1], |_, subject| subject.spec(plan, open(full[0].rate() / 3.0)))?;
         let half = saturation(&full[0], &third[0]) / 2.0;
         let [mut quiet, mut beside] = [Turns::default(), Turns::default()];
         for _ in 0..plan.rounds {
@@ -383,11 +382,6 @@ fn slow(plan: &Plan, report: &mut Report) -> Outcome<()> {
         "refused",
         "descriptors",
     ];
-    report.table(
-        "slow",
-        &format!("At half of saturation, beside {connections} slow connections"),
-        &columns,
-        &rows,
-    );
+    report.table("slow", &format!("At half of saturation, beside {connections} slow connections"), &columns, &rows);
     Ok(())
 }

@@ -235,13 +235,15 @@ fn read(
     if response.token.is_empty() {
         return Err(unavailable("its answer has an empty `token`"));
     }
-    let life = u64::try_from(response.expires_in_seconds).map(Duration::from_secs).unwrap_or_default().min(LONGEST_LIFE);
+    let life =
+        u64::try_from(response.expires_in_seconds).map(Duration::from_secs).unwrap_or_default().min(LONGEST_LIFE);
     let life = if life < SHORTEST_LIFE { LONGEST_LIFE } else { life - LEEWAY };
     let labels = response.labels.unwrap_or_default();
     if let Some((name, _)) = labels.iter().find(|(name, value)| repeats(value, &response.token) || name.is_empty()) {
         return Err(unavailable(format!("its answer has a label `{}` that is none", excerpt(name))));
     }
-    let issued = Issued::bearer(&response.token, None).map_err(|_| unavailable("its `token` cannot stand in a header"))?;
+    let issued =
+        Issued::bearer(&response.token, None).map_err(|_| unavailable("its `token` cannot stand in a header"))?;
     Ok((issued, life, labels.into_iter().collect()))
 }
 
@@ -380,8 +382,12 @@ mod tests {
     /// What a gateway answers the n-th call with, from 1; it wants the token `own`.
     fn exchange(
         answer: impl Fn(u64) -> Response<String> + Clone + Send + Sync + 'static,
-    ) -> TokenExchange<impl Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send> + Clone + Send + Sync>
-    {
+    ) -> TokenExchange<
+        impl Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + Sync,
+    > {
         let calls = Arc::new(AtomicU64::new(0));
         let gateway = service_fn(move |request: Request<Full<Bytes>>| {
             assert_eq!((request.method(), request.uri().query()), (&Method::POST, Some("id=c1")));
@@ -395,7 +401,9 @@ mod tests {
     fn grants(seconds: i64) -> impl Fn(u64) -> Response<String> + Clone + Send + Sync + 'static {
         move |call| {
             let labels = format!(r#"{{"_id":"c{call}"}}"#);
-            Response::new(format!(r#"{{"version":1,"token":"t{call}","expiresInSeconds":{seconds},"labels":{labels}}}"#))
+            Response::new(format!(
+                r#"{{"version":1,"token":"t{call}","expiresInSeconds":{seconds},"labels":{labels}}}"#
+            ))
         }
     }
 
@@ -464,9 +472,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_gateway_that_hangs_is_given_up() {
-        let hangs = service_fn(|_: Request<Full<Bytes>>| {
-            std::future::pending::<Result<Response<Full<Bytes>>, BoxError>>()
-        });
+        let hangs =
+            service_fn(|_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Full<Bytes>>, BoxError>>());
         let exchange = TokenExchange::new(hangs, "http://localhost/".parse().unwrap(), "own".into());
         let rejection = exchange.granted().await.unwrap_err();
         assert_eq!(rejection.detail(), "the token could not be exchanged: no answer within 30s");

@@ -202,7 +202,11 @@ impl<O> RetryUntilTaken<O> {
         // Who was asked to come back at one time does not come back as one.
         let asked = rejection.wait().unwrap_or_default().mul_f64(1.0 + 0.1 * fastrand::f64());
         let pause = pause.max(asked);
-        if since.elapsed() + pause > self.keep_for || self.keep_for.is_zero() { Next::TooOld } else { Next::Retry(pause) }
+        if since.elapsed() + pause > self.keep_for || self.keep_for.is_zero() {
+            Next::TooOld
+        } else {
+            Next::Retry(pause)
+        }
     }
 }
 
@@ -285,7 +289,8 @@ mod tests {
     async fn pushed(policy: RetryUntilTaken, answers: Vec<Result<(), Rejection>>) -> (Vec<Next>, Duration) {
         let (told, calls) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
         let seen = Arc::clone(&told);
-        let policy = policy.observed_by(Arc::new(move |failed: &PushFailed<'_>| seen.lock().unwrap().push(failed.next)));
+        let policy =
+            policy.observed_by(Arc::new(move |failed: &PushFailed<'_>| seen.lock().unwrap().push(failed.next)));
         let server = service_fn(move |()| {
             let call = calls.fetch_add(1, Ordering::Relaxed) as usize;
             let answer = answers[call.min(answers.len() - 1)].clone();
@@ -301,7 +306,8 @@ mod tests {
     async fn a_push_is_tried_until_it_is_taken() {
         let down = || Err(Rejection::new(Reason::UpstreamUnavailable, "down"));
         let policy = RetryUntilTaken::new(Duration::from_secs(270), Duration::from_secs(86_400));
-        let (told, took) = pushed(policy.clone(), vec![down(), down(), down(), down(), down(), down(), down(), Ok(())]).await;
+        let (told, took) =
+            pushed(policy.clone(), vec![down(), down(), down(), down(), down(), down(), down(), Ok(())]).await;
         let bounds = [10, 20, 40, 80, 160, 270, 270];
         assert_eq!(told.len(), bounds.len());
         for (next, bound) in told.iter().zip(bounds) {
@@ -314,10 +320,7 @@ mod tests {
         // As it was asked, and a little longer.
         let asked = Err(Rejection::new(Reason::RateLimited, "slow down").retry_after(Duration::from_secs(100)));
         let (told, _) = pushed(policy.clone(), vec![asked, Ok(())]).await;
-        assert!(
-            matches!(told[..], [Next::Retry(pause)] if (100..=110).contains(&pause.as_secs())),
-            "{told:?}"
-        );
+        assert!(matches!(told[..], [Next::Retry(pause)] if (100..=110).contains(&pause.as_secs())), "{told:?}");
         // For what it is.
         let refused = Err(Rejection::new(Reason::UpstreamRefused, "out of order"));
         assert_eq!(pushed(policy, vec![refused]).await.0, [Next::Refused]);

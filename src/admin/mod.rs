@@ -63,33 +63,36 @@ pub async fn internal<B>(
     (guard, peer): (&Guard, IpAddr),
 ) -> Response<Full<Bytes>> {
     match request.uri().path() {
-        "/metrics" => reading(request, || match metrics.expose(request.headers()) {
-            Ok((content_type, body)) => with_type(content_type, body),
-            Err(_) => answer(&Rejection::internal("the metrics could not be encoded")),
-        }),
-        // As Prometheus has it.
-        "/-/reload" if matches!(*request.method(), Method::POST | Method::PUT) => {
-            if let Err(guard::Refused { status, line }) = guard.check(peer, request.headers()).await {
-                let mut refused = failed(status, line);
-                if status == StatusCode::UNAUTHORIZED {
-                    refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                }
-                return refused;
-            }
-            match tokio::time::timeout(RELOAD, reloader.reload()).await {
-                Ok(Ok(())) => with_type(PLAIN, "reloaded\n"),
-                Ok(Err(faults)) => {
-                    let faults = faults.join("; ").replace(char::is_control, " ");
-                    failed(StatusCode::INTERNAL_SERVER_ERROR, format!("not reloaded, the old stays: {faults}\n"))
-                }
-                Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "still reading; the log will say what came of it\n"),
-            }
-        }
-        "/-/reload" => {
-            let rejection = Rejection::new(Reason::Method, "only POST and PUT are taken here");
-            answer(&rejection.with_header(header::ALLOW, HeaderValue::from_static("POST, PUT")))
-        }
+        "/metrics" => reading(request, || exposed(metrics.expose(request.headers()))),
+        "/-/reload" => reload(request, || reloader.reload(), (guard, peer)).await,
         _ => common(request, readiness, INTERNAL_PATHS),
+    }
+}
+
+/// `/-/reload`, as Prometheus has it: begins only where whoever asks may, and says what came of it.
+pub(crate) async fn reload<B, F: Future<Output = Result<(), Vec<String>>>>(
+    request: &Request<B>,
+    reload: impl FnOnce() -> F,
+    (guard, peer): (&Guard, IpAddr),
+) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::POST | Method::PUT) {
+        let rejection = Rejection::new(Reason::Method, "only POST and PUT are taken here");
+        return answer(&rejection.with_header(header::ALLOW, HeaderValue::from_static("POST, PUT")));
+    }
+    if let Err(guard::Refused { status, line }) = guard.check(peer, request.headers()).await {
+        let mut refused = failed(status, line);
+        if status == StatusCode::UNAUTHORIZED {
+            refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        return refused;
+    }
+    match tokio::time::timeout(RELOAD, reload()).await {
+        Ok(Ok(())) => with_type(PLAIN, "reloaded\n"),
+        Ok(Err(faults)) => {
+            let faults = faults.join("; ").replace(char::is_control, " ");
+            failed(StatusCode::INTERNAL_SERVER_ERROR, format!("not reloaded, the old stays: {faults}\n"))
+        }
+        Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "still reading; the log will say what came of it\n"),
     }
 }
 
@@ -112,8 +115,18 @@ pub fn common<B>(request: &Request<B>, readiness: &Readiness, paths: &[&str]) ->
     }
 }
 
+pub(crate) fn exposed(metrics: Result<(&'static str, Vec<u8>), prometheus::Error>) -> Response<Full<Bytes>> {
+    match metrics {
+        Ok((content_type, body)) => with_type(content_type, body),
+        Err(_) => answer(&Rejection::internal("the metrics could not be encoded")),
+    }
+}
+
 /// Only to be read.
-fn reading<B>(request: &Request<B>, respond: impl FnOnce() -> Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+pub(crate) fn reading<B>(
+    request: &Request<B>,
+    respond: impl FnOnce() -> Response<Full<Bytes>>,
+) -> Response<Full<Bytes>> {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return respond();
     }
@@ -129,7 +142,7 @@ fn failed(status: StatusCode, line: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(crate) fn with_type(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -9,6 +9,7 @@
 pub mod check;
 pub mod completions;
 pub mod explain;
+pub mod federate;
 pub mod token;
 
 use std::{
@@ -21,8 +22,11 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use infogw_layers::rejection::Rejection;
+
 use crate::{
     config::{ConfigError, Flags},
+    federate::FederateFlags,
     gateway::StartError,
 };
 
@@ -58,6 +62,9 @@ pub enum Command {
     /// Says of series what the policy makes of each: kept or dropped, by which rule, with which labels; and what their sender would hear.
     #[command(after_help = Exit::help(&explain::EXITS))]
     Explain(Box<explain::ExplainArgs>),
+    /// Pushes a selection of a Prometheus' metrics to a gateway, in telemeter-client's place, or to a receive endpoint.
+    #[command(after_help = Exit::help(&federate::EXITS))]
+    Federate(Box<FederateFlags>),
     /// Makes and reads the tokens of /upload and /metrics/v1/receive.
     #[command(subcommand, arg_required_else_help = false, after_help = Exit::help(&[]))]
     Token(token::TokenCommand),
@@ -157,6 +164,14 @@ impl From<ConfigError> for Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         Failure::new(Exit::Unavailable, error)
+    }
+}
+
+/// What refuses data is told from what is not to be had.
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        let exit = if rejection.status().is_client_error() { Exit::Data } else { Exit::Unavailable };
+        Failure::new(exit, rejection)
     }
 }
 

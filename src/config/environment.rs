@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use infogw_layers::client_credentials::ClientSecret;
 
-use super::{ConfigError, Flags, is_given, wrong};
+use super::{ConfigError, Flags, OidcFlags, is_given, wrong};
 
 /// For --client-secret.
 pub(crate) const CLIENT_SECRET: &str = "INFOGW_CLIENT_SECRET";
@@ -13,6 +13,36 @@ pub(crate) const CLIENT_SECRET: &str = "INFOGW_CLIENT_SECRET";
 pub(crate) const REDIS_PASSWORD: &str = "INFOGW_REDIS_PASSWORD";
 /// For --redis-sentinel-password.
 pub(crate) const REDIS_SENTINEL_PASSWORD: &str = "INFOGW_REDIS_SENTINEL_PASSWORD";
+
+/// What the variable `name` holds; empty is unset.
+///
+/// # Errors
+/// If that is no text.
+pub(crate) fn variable(name: &str) -> Result<Option<String>, ConfigError> {
+    text(name, std::env::var_os(name))
+}
+
+fn text(name: &str, value: Option<OsString>) -> Result<Option<String>, ConfigError> {
+    match value.map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(value)) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Some(Err(_)) => wrong!("{name}: this is not UTF-8"),
+    }
+}
+
+impl OidcFlags {
+    /// With the client's secret from where `set` has it, if something needs one and none is given.
+    pub(crate) fn with_secret(
+        &mut self,
+        set: impl Fn(&str) -> Result<Option<String>, ConfigError>,
+    ) -> Result<(), ConfigError> {
+        let has_secret = matches!(&self.client_secret, Some(ClientSecret::Value(secret)) if !secret.is_empty());
+        if is_given(&self.oidc_issuer) && !has_secret && !is_given(&self.client_secret_file) {
+            self.client_secret = set(CLIENT_SECRET)?.map(|secret| ClientSecret::from(secret.as_str()));
+        }
+        Ok(())
+    }
+}
 
 impl Flags {
     /// With the secrets of this process's environment, where neither flag nor file gives one and something needs it.
@@ -24,16 +54,8 @@ impl Flags {
     }
 
     fn with_variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
-        let set = |name: &str| match variable(name).map(OsString::into_string) {
-            None => Ok(None),
-            Some(Ok(value)) => Ok(Some(value).filter(|value| !value.is_empty())),
-            Some(Err(_)) => wrong!("{name}: this is not UTF-8"),
-        };
-        let oidc = &mut self.oidc;
-        let has_secret = matches!(&oidc.client_secret, Some(ClientSecret::Value(secret)) if !secret.is_empty());
-        if is_given(&oidc.oidc_issuer) && !has_secret && !is_given(&oidc.client_secret_file) {
-            oidc.client_secret = set(CLIENT_SECRET)?.map(|secret| ClientSecret::from(secret.as_str()));
-        }
+        let set = |name: &str| text(name, variable(name));
+        self.oidc.with_secret(set)?;
         let stores = &mut self.stores;
         if stores.redis.iter().any(|url| !url.is_empty()) {
             if !stores.gives_redis_password() {

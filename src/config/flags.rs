@@ -108,7 +108,7 @@ impl fmt::Debug for Flags {
 }
 
 /// `-v`, `-v=false`: what Go's `strconv.ParseBool` takes, and the empty value.
-fn go_bool(value: &str) -> Result<bool, &'static str> {
+pub(crate) fn go_bool(value: &str) -> Result<bool, &'static str> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(false),

@@ -27,27 +27,30 @@ use infogw_layers::authorize::cache::CacheConfig;
 pub use authorization::AuthorizationFlags;
 pub use client_info::{ClientInfoFile, ClientInfoFlags};
 pub use connections::{ConnectionFlags, Connections};
+pub(crate) use environment::variable;
 pub use flags::Flags;
+pub(crate) use flags::go_bool;
+pub(crate) use oidc::secret_file;
 pub use oidc::{Oidc, OidcFlags};
 pub use policy::{GatewayPolicy, PolicyFlags, PolicySources, Upstream};
 use policy::{Subject, Written};
 pub use rates::RateFlags;
 pub use stores::{MemcachedServers, StoreFlags, Stores};
-pub(crate) use tls::tls_to;
 pub use tls::{TlsConfig, TlsFlags};
+pub(crate) use tls::{file, pair, system_roots, tls_to, used};
 
 use crate::keys::Keyring;
 
 /// A wrong flag, or a wrong combination: one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct ConfigError(String);
+pub struct ConfigError(pub(crate) String);
 
 /// Fails with a formatted line.
 macro_rules! wrong {
-    ($($line:tt)*) => { Err(ConfigError(format!($($line)*))) };
+    ($($line:tt)*) => { Err($crate::config::ConfigError(format!($($line)*))) };
 }
-use wrong;
+pub(crate) use wrong;
 
 /// What the gateway shall be like.
 #[derive(Debug)]
@@ -213,13 +216,7 @@ impl Config {
             policy,
             policy_sources,
             stores: Stores::new(flags.stores)?,
-            log_level: match given(flags.log_level).as_deref() {
-                Some("debug") => tracing::Level::DEBUG,
-                None | Some("info") => tracing::Level::INFO,
-                Some("warn") => tracing::Level::WARN,
-                Some("error") => tracing::Level::ERROR,
-                Some(other) => return wrong!("--log-level: `{other}` is none of debug, info, warn, error"),
-            },
+            log_level: log_level(flags.log_level)?,
             verbose: flags.verbose,
         };
         Ok((config, written))
@@ -246,6 +243,16 @@ impl PolicySources {
     }
 }
 
+pub(crate) fn log_level(flag: Option<String>) -> Result<tracing::Level, ConfigError> {
+    match given(flag).as_deref() {
+        Some("debug") => Ok(tracing::Level::DEBUG),
+        None | Some("info") => Ok(tracing::Level::INFO),
+        Some("warn") => Ok(tracing::Level::WARN),
+        Some("error") => Ok(tracing::Level::ERROR),
+        Some(other) => wrong!("--log-level: `{other}` is none of debug, info, warn, error"),
+    }
+}
+
 fn partition_label(flag: Option<String>) -> Result<String, ConfigError> {
     label_name("--partition-label", given(flag).unwrap_or_else(|| "_id".to_owned()))
 }
@@ -263,7 +270,7 @@ fn secret(
 }
 
 /// The secret in a file, without the line end after it.
-fn secret_in(flag: &str, path: &str) -> Result<String, ConfigError> {
+pub(crate) fn secret_in(flag: &str, path: &str) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError(format!("{flag}: {path}: {error}")))?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => wrong!("{flag}: {path} holds no secret"),
@@ -277,7 +284,7 @@ pub(crate) fn given(value: Option<String>) -> Option<String> {
 }
 
 /// Empty means unset here, too.
-fn is_given(value: &Option<String>) -> bool {
+pub(crate) fn is_given(value: &Option<String>) -> bool {
     value.as_ref().is_some_and(|value| !value.is_empty())
 }
 
@@ -288,7 +295,7 @@ pub(crate) fn number(flag: &str, value: Option<String>, default: usize) -> Resul
 }
 
 /// `value` for the line that says what is wrong with it. What stands before an @ may be a password, and in a query a key.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     if value.contains(['@', '?']) { "the value".to_owned() } else { format!("`{value}`") }
 }
 
@@ -321,7 +328,7 @@ pub(crate) fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
 }
 
 /// Every address that `host:port` stands for, the one to try first in front.
-fn addresses(flag: &str, value: Option<String>, default: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+pub(crate) fn addresses(flag: &str, value: Option<String>, default: &str) -> Result<Vec<SocketAddr>, ConfigError> {
     let value = value.unwrap_or_else(|| default.to_owned());
     match resolve(&value) {
         Ok(found) if !found.is_empty() => Ok(found),

@@ -56,7 +56,7 @@ impl Oidc {
     }
 
     /// What `flags` mean: nothing without an issuer.
-    pub(super) fn new(flags: OidcFlags, roots: &Arc<RootCertStore>) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn new(flags: OidcFlags, roots: &Arc<RootCertStore>) -> Result<Option<Self>, ConfigError> {
         let id = given(flags.client_id);
         let value =
             flags.client_secret.filter(|secret| !matches!(secret, ClientSecret::Value(value) if value.is_empty()));
@@ -79,7 +79,7 @@ impl Oidc {
         };
         let client_secret = match (value, file) {
             (Some(value), None) => value,
-            (None, Some(path)) => secret_file(path)?,
+            (None, Some(path)) => secret_file("--client-secret-file", path)?,
             (Some(_), Some(_)) => {
                 return wrong!("--client-secret and --client-secret-file exclude each other; give one of them");
             }
@@ -91,8 +91,9 @@ impl Oidc {
     }
 }
 
-fn secret_file(path: String) -> Result<ClientSecret, ConfigError> {
-    let secret = secret_in("--client-secret-file", &path)?;
+/// The secret in a file, which is there now, and is read again whenever it is used.
+pub(crate) fn secret_file(flag: &str, path: String) -> Result<ClientSecret, ConfigError> {
+    let secret = secret_in(flag, &path)?;
     // A pipe gives it once.
     if std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
         Ok(ClientSecret::File(path.into()))

@@ -146,7 +146,7 @@ pub(crate) fn tls_to(
 }
 
 /// Who names files for TLS means it: nothing may go out in plaintext then.
-pub(super) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
+pub(crate) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<Live<ClientFiles>, ConfigError> {
     let https = url.is_some_and(|url| url.scheme_str() == Some("https"));
     if let Some(file) = files.files().next().filter(|_| !https) {
         return wrong!("{}: this is for an https:// {flag}, and there is none", file.flag);
@@ -154,11 +154,11 @@ pub(super) fn used(files: ClientFiles, flag: &str, url: Option<&Uri>) -> Result<
     Ok(Live::new(files)?)
 }
 
-pub(super) fn file(flag: &'static str, value: Option<String>) -> Result<Option<PemFile>, ConfigError> {
+pub(crate) fn file(flag: &'static str, value: Option<String>) -> Result<Option<PemFile>, ConfigError> {
     Ok(path(flag, value)?.map(|path| PemFile { flag, path: path.into() }))
 }
 
-fn pair(
+pub(crate) fn pair(
     (crt, certificate): (&'static str, Option<String>),
     (key, private): (&'static str, Option<String>),
 ) -> Result<Option<KeyPair>, ConfigError> {
@@ -170,7 +170,7 @@ fn pair(
     }
 }
 
-fn system_roots() -> RootCertStore {
+pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots

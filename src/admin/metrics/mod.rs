@@ -203,31 +203,16 @@ impl Metrics {
             upstream: UpstreamMetrics::new(&registry)?,
             registry: registry.clone(),
         };
-        let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        register(&registry, build)?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        register_process(&registry)?;
         Ok(Box::leak(Box::new(metrics)))
     }
 
-    /// All metrics in the format that `headers` accept, text 0.0.4 unless they ask for delimited protobuf, with its content type.
+    /// All metrics in the format that `headers` accept, with its content type.
     ///
     /// # Errors
     /// If a metric does not encode.
     pub fn expose(&self, headers: &HeaderMap) -> Result<(&'static str, Vec<u8>), prometheus::Error> {
-        let families = self.registry.gather();
-        if accepts_protobuf(headers) {
-            let mut body = Vec::with_capacity(32 * 1024);
-            ProtobufEncoder::new().encode(&families, &mut body)?;
-            return Ok((prometheus::PROTOBUF_FORMAT, body));
-        }
-        let mut text = String::with_capacity(32 * 1024);
-        TextEncoder::new().encode_utf8(&families, &mut text)?;
-        // The encoder prints no exponents. Go's does from 1e+06 on, and `le` is compared as text.
-        for (ours, gos) in [("le=\"1048576\"", "le=\"1.048576e+06\""), ("le=\"2097152\"", "le=\"2.097152e+06\"")] {
-            text = text.replace(ours, gos);
-        }
-        Ok((TEXT_FORMAT, text.into_bytes()))
+        expose(&self.registry, headers)
     }
 
     /// Handles for one route's requests.
@@ -259,7 +244,35 @@ impl Metrics {
     }
 }
 
-pub(super) fn register<C: Collector + Clone + 'static>(
+/// What is registered in the format that `headers` accept, text 0.0.4 unless they ask for delimited protobuf, with its content type.
+///
+/// # Errors
+/// If a metric does not encode.
+pub(crate) fn expose(registry: &Registry, headers: &HeaderMap) -> Result<(&'static str, Vec<u8>), prometheus::Error> {
+    let families = registry.gather();
+    if accepts_protobuf(headers) {
+        let mut body = Vec::with_capacity(32 * 1024);
+        ProtobufEncoder::new().encode(&families, &mut body)?;
+        return Ok((prometheus::PROTOBUF_FORMAT, body));
+    }
+    let mut text = String::with_capacity(32 * 1024);
+    TextEncoder::new().encode_utf8(&families, &mut text)?;
+    // The encoder prints no exponents. Go's does from 1e+06 on, and `le` is compared as text.
+    for (ours, gos) in [("le=\"1048576\"", "le=\"1.048576e+06\""), ("le=\"2097152\"", "le=\"2.097152e+06\"")] {
+        text = text.replace(ours, gos);
+    }
+    Ok((TEXT_FORMAT, text.into_bytes()))
+}
+
+/// What every process of ours tells: its version, and what it takes of the machine.
+pub(crate) fn register_process(registry: &Registry) -> Result<(), prometheus::Error> {
+    let build = IntGaugeVec::new(Opts::new("infogw_build_info", "The version that runs."), &["version"])?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    register(registry, build)?;
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+}
+
+pub(crate) fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: C,
 ) -> Result<C, prometheus::Error> {
@@ -268,7 +281,7 @@ pub(super) fn register<C: Collector + Clone + 'static>(
 }
 
 /// One handle for each value of a counter's one label.
-pub(super) fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -> [IntCounter; N] {
+pub(crate) fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -> [IntCounter; N] {
     values.map(|value| counter.with_label_values(&[value]))
 }
 

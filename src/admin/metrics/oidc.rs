@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use infogw_layers::{client_credentials::TokenEvent, observe::Observe};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::{Metrics, each, register};
 
 /// Handles for the token's metrics.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OidcMetrics {
     issued_at: IntGauge,
     expires_at: IntGauge,
@@ -22,7 +22,13 @@ impl Metrics {
     /// # Errors
     /// If this was called before.
     pub fn oidc(&self) -> Result<OidcMetrics, prometheus::Error> {
-        let gauge = |name: &str, help: &str| register(&self.registry, IntGauge::new(name, help)?);
+        OidcMetrics::new(&self.registry)
+    }
+}
+
+impl OidcMetrics {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help)?);
         Ok(OidcMetrics {
             issued_at: gauge(
                 "infogw_oidc_token_issued_timestamp_seconds",
@@ -34,7 +40,7 @@ impl Metrics {
             )?,
             refreshes: each(
                 &register(
-                    &self.registry,
+                    registry,
                     IntCounterVec::new(
                         Opts::new("infogw_oidc_token_refreshes_total", "Attempts to get a token from the OIDC issuer."),
                         &["result"],

@@ -14,7 +14,7 @@ pub struct TlsMetrics {
 }
 
 impl TlsMetrics {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let expiry = Opts::new(
             "infogw_certificate_expiry_timestamp_seconds",
             "When the certificate in use ends, in seconds since 1970: a listener's, or what a client of ours shows.",

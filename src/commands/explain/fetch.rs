@@ -14,6 +14,7 @@ use super::{
 use crate::{
     client::{self, CONNECT},
     config::{given, tls_to},
+    scrape::{asking_for, shown},
 };
 
 /// The whole of it has this time. A federation of everything takes a while.
@@ -31,7 +32,9 @@ pub(super) async fn text(
     token_file: Option<String>,
     ca_file: Option<String>,
 ) -> Result<Vec<u8>, Failure> {
-    let url = &asking_for(url, matches)?;
+    let matches = matches.iter().filter(|selector| !selector.is_empty());
+    let url = asking_for(url, matches).map_err(|error| Failure::new(Exit::Usage, format_args!("--match: {error}")))?;
+    let url = &url;
     let tls = tls_to(("--from", url), "--from-ca-file", ca_file)?;
     let client = client::client(&tls, Some(url), CONNECT).map_err(|error| Failure::new(Exit::Unavailable, error))?;
     let mut request = Request::new(Full::new(Bytes::new()));
@@ -77,36 +80,6 @@ pub(super) async fn text(
     tokio::time::timeout(PATIENCE, fetched)
         .await
         .unwrap_or_else(|_| Err(failed(&format_args!("no whole answer within {} s", PATIENCE.as_secs()))))
-}
-
-/// `url` as it may be printed: values in its query may be secrets, but for selectors.
-fn shown(url: &Uri) -> String {
-    let Some(query) = url.query() else { return url.to_string() };
-    let hidden = query.split('&').map(|pair| match pair.split_once('=') {
-        Some(("match[]" | "match%5B%5D", _)) => pair.to_owned(),
-        Some((name, _)) => format!("{name}=***"),
-        // It may be a value without a name.
-        None if pair.is_empty() => String::new(),
-        None => "***".to_owned(),
-    });
-    let hidden = hidden.collect::<Vec<_>>().join("&");
-    let whole = url.to_string();
-    let before = whole.split_once('?').map_or(&*whole, |(before, _)| before);
-    format!("{before}?{hidden}")
-}
-
-/// `url` with `match[]` for each selector.
-fn asking_for(url: &Uri, matches: &[String]) -> Result<Uri, Failure> {
-    let mut query = form_urlencoded::Serializer::new(url.query().unwrap_or_default().to_owned());
-    for selector in matches.iter().filter(|selector| !selector.is_empty()) {
-        query.append_pair("match[]", selector);
-    }
-    let query = query.finish();
-    let path = if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
-    let mut parts = url.clone().into_parts();
-    let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Usage, format_args!("--match: {error}"));
-    parts.path_and_query = Some(path.parse().map_err(|error| wrong(&error))?);
-    Uri::from_parts(parts).map_err(|error| wrong(&error))
 }
 
 fn bearer(file: &str) -> Result<HeaderValue, Failure> {

@@ -1,0 +1,130 @@
+//! The push client, in telemeter-client's place: a cluster's selection of metrics from its Prometheus to a gateway, or to a receive
+//! endpoint.
+//!
+//! [`FederateFlags`] are what is written, [`Settings`] what that means. A [`Federate`] goes in rounds: each scrapes `/federate` and pushes
+//! what comes of it through a [stack](stack) of the same layers that the gateway is made of, in the direction of the client. A payload is
+//! tried until it is taken; meanwhile nothing else is scraped, so that there is never more than one at hand. Its
+//! [listener](listener) shows the last one, and tells how it goes.
+//!
+//! ```
+//! use clap::{Args as _, Command, FromArgMatches as _};
+//! use infogw_proxy::federate::{Federate, FederateFlags, Settings};
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let args = ["federate", "--from=http://localhost:1", "--to-write=http://localhost:1/api/v1/write"];
+//! let matches = FederateFlags::augment_args(Command::new("federate")).get_matches_from(args);
+//! let flags = FederateFlags::from_arg_matches(&matches)?;
+//! // Nobody listens there.
+//! assert!(Federate::once(Settings::new(flags)?).await.is_err());
+//! # Ok(()) }
+//! ```
+
+mod flags;
+pub mod listener;
+mod metrics;
+mod rounds;
+mod settings;
+pub mod stack;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use infogw_layers::rejection::{Reason, Rejection};
+use tokio::sync::watch;
+
+pub use flags::FederateFlags;
+use metrics::Metrics;
+pub use settings::Settings;
+use stack::{Purpose, Stack};
+
+use crate::gateway::StartError;
+
+/// A payload is given up when it would be older than a gateway takes, 24 hours; what is scraped may be of five minutes before.
+const KEEP_FOR: Duration = Duration::from_secs(24 * 3600 - 10 * 60);
+
+/// What was selected last, as text: what was or would have been pushed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Selection(Arc<ArcSwap<String>>);
+
+impl Selection {
+    fn set(&self, text: String) {
+        self.0.store(Arc::new(text));
+    }
+
+    pub(crate) fn text(&self) -> Arc<String> {
+        self.0.load_full()
+    }
+}
+
+/// The client.
+#[derive(Debug, Clone)]
+pub struct Federate {
+    /// In force; replaced by a reload.
+    stack: Arc<watch::Sender<Arc<Stack>>>,
+    metrics: Arc<Metrics>,
+    selection: Selection,
+}
+
+impl Federate {
+    /// A client that does as `settings` say.
+    ///
+    /// # Errors
+    /// [`StartError`], where there are no roots to trust.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(settings: Settings) -> Result<Self, StartError> {
+        let environment = |error: prometheus::Error| StartError::Environment(error.to_string());
+        let (metrics, selection) = (Arc::new(Metrics::new().map_err(environment)?), Selection::default());
+        let stack = Stack::new(settings, Purpose::Push, &metrics, &selection).map_err(StartError::Environment)?;
+        Ok(Federate { stack: Arc::new(watch::Sender::new(Arc::new(stack))), metrics, selection })
+    }
+
+    /// One round, of which nothing is tried again.
+    ///
+    /// # Errors
+    /// Why nothing was pushed.
+    pub async fn once(settings: Settings) -> Result<(), Rejection> {
+        one_round(settings, Purpose::PushOnce).await.map(drop)
+    }
+
+    /// What a round would push, as text 0.0.4.
+    ///
+    /// # Errors
+    /// Why nothing would be.
+    pub async fn dry_run(settings: Settings) -> Result<String, Rejection> {
+        let selection = one_round(settings, Purpose::Show).await?;
+        Ok(String::clone(&selection.text()))
+    }
+
+    /// Pushes round after round until `stop` turns true.
+    pub async fn run(&self, stop: watch::Receiver<bool>) {
+        rounds::run(self.stack.subscribe(), &self.metrics, stop).await;
+    }
+
+    /// From now on does as `settings` say; what is at hand is pushed as it was begun. Listener and log stay as they are.
+    ///
+    /// # Errors
+    /// Where there are no roots to trust; then all stays as it was.
+    pub fn replace(&self, settings: Settings) -> Result<(), String> {
+        let stack = Stack::new(settings, Purpose::Push, &self.metrics, &self.selection)?;
+        self.stack.send_replace(Arc::new(stack));
+        Ok(())
+    }
+}
+
+async fn one_round(settings: Settings, purpose: Purpose) -> Result<Selection, Rejection> {
+    let fault = |why: String| Rejection::new(Reason::Internal, why);
+    let metrics = Arc::new(Metrics::new().map_err(|error| fault(error.to_string()))?);
+    let selection = Selection::default();
+    let stack = Stack::new(settings, purpose, &metrics, &selection).map_err(fault)?;
+    rounds::round(&stack, &metrics).await?;
+    Ok(selection)
+}
+
+fn seconds_since_epoch() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}

@@ -1,0 +1,278 @@
+//! The ordering: a scrape's answer from the outside in, as it becomes what is pushed.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use infogw_layers::{
+    client_credentials::BearerLayer,
+    decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder},
+    edit::EditLayer,
+    encode::EncodeLayer,
+    exchange::{Granted, GrantedLabelsLayer, TokenExchange},
+    observe::ObserveLayer,
+    payload::{MOST_SERIES, MetricFamilies, SeriesSet},
+    rejection::{BoxError, Reason, Rejection},
+    retry::RetryUntilTaken,
+    translate::TranslateLayer,
+};
+use tokio::{task::JoinSet, time::timeout};
+use tower::{
+    Layer as _, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, service_fn, util::BoxCloneSyncService,
+};
+
+use super::{
+    KEEP_FOR, Selection, Settings,
+    metrics::{Metrics, Neighbour},
+    settings::{Credentials, Destination},
+};
+use crate::{
+    client::{self, ApiClient, CONNECT, client, client_through},
+    credentials::token_source,
+    forward::{Forward, Success},
+    retry::Retries,
+    scrape::{ACCEPT, shown},
+};
+
+/// How long a scrape's answer may take to begin, and how long to arrive: a federation of everything takes a while.
+const SCRAPE: Duration = Duration::from_secs(60);
+/// How long whoever is pushed to may take for an answer.
+const PUSH: Duration = Duration::from_secs(60);
+
+/// A client of HTTP with all that goes around it.
+type HttpService = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, BoxError>;
+/// Takes a scrape's answer; answers as whoever was pushed to did.
+type Push = BoxCloneSyncService<Request<Incoming>, Response<Full<Bytes>>, Rejection>;
+
+/// What a stack is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Push,
+    /// Whatever fails is not tried again.
+    PushOnce,
+    /// Nothing is pushed.
+    Show,
+}
+
+/// What one round goes through.
+#[derive(Debug)]
+pub(super) struct Stack {
+    from: HttpService,
+    request: Request<Full<Bytes>>,
+    push: Push,
+    pub(super) interval: Duration,
+    /// Which of a fleet it is.
+    pub(super) id: Option<String>,
+    /// Those who follow files.
+    _followers: JoinSet<()>,
+}
+
+impl Stack {
+    /// The stack that does as `settings` say.
+    ///
+    /// # Errors
+    /// Where there are no roots to trust.
+    pub(super) fn new(
+        settings: Settings,
+        purpose: Purpose,
+        metrics: &Arc<Metrics>,
+        selection: &Selection,
+    ) -> Result<Self, String> {
+        let mut followers = JoinSet::new();
+        for tls in [&settings.from_tls, &settings.to_tls] {
+            tls.follow(&mut followers, &metrics.tls);
+        }
+        let from = client(&settings.from_tls, Some(&settings.from), CONNECT)?;
+        let from = ObserveLayer::new(metrics.client(Neighbour::From, settings.verbose)).layer(from);
+        let from = match settings.from_token.clone() {
+            Some(token) => HttpService::new(BearerLayer::new(token).layer(from)),
+            None => unshown(from),
+        };
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = settings.from.clone();
+        request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(AGENT));
+        let push = push(&settings, purpose, metrics, selection, &mut followers)?;
+        let Settings { interval, id, .. } = settings;
+        Ok(Stack { from, request, push, interval, id, _followers: followers })
+    }
+
+    /// Scrapes. What is answered is what the push begins with.
+    pub(super) async fn scrape(&self) -> Result<Request<Incoming>, Rejection> {
+        let failed = |reason, why: &dyn std::fmt::Display| {
+            Rejection::new(reason, format!("{}: {why}", shown(self.request.uri()))).by(SCRAPING)
+        };
+        let answering = self.from.clone().oneshot(self.request.clone());
+        let answer = timeout(SCRAPE, answering)
+            .await
+            .map_err(|_| failed(Reason::UpstreamTimeout, &format_args!("no answer within {} s", SCRAPE.as_secs())))?;
+        let response = answer.map_err(|error| match error.downcast::<Rejection>() {
+            Ok(rejection) => rejection.by(SCRAPING),
+            Err(error) => failed(Reason::UpstreamUnreachable, &client::chain(&*error)),
+        })?;
+        let (head, body) = response.into_parts();
+        if head.status != StatusCode::OK {
+            // What it says may quote what it was sent; the status and the URL tell enough.
+            let hint = match head.status.as_u16() {
+                401 => ": it wants a token, or another one",
+                403 => ": it does not let this client in",
+                400 => ": it does not take the selectors",
+                _ => "",
+            };
+            let why = format!("the Prometheus answered {}{hint}", head.status.as_u16());
+            return Err(failed(Reason::UpstreamMisconfigured, &why));
+        }
+        let mut request = Request::new(body);
+        *request.headers_mut() = head.headers;
+        Ok(request)
+    }
+
+    /// Pushes what was scraped.
+    pub(super) async fn push(&self, scraped: Request<Incoming>) -> Result<(), Rejection> {
+        self.push.clone().oneshot(scraped).await.map(drop)
+    }
+}
+
+/// Who a failed scrape is said to be of.
+pub(super) const SCRAPING: &str = "Scrape";
+const AGENT: &str = concat!("infogw-proxy/", env!("CARGO_PKG_VERSION"));
+
+/// From a scrape's answer to what whoever is pushed to answers.
+fn push(
+    settings: &Settings,
+    purpose: Purpose,
+    metrics: &Arc<Metrics>,
+    selection: &Selection,
+    followers: &mut JoinSet<()>,
+) -> Result<Push, String> {
+    let again = match purpose {
+        Purpose::Push => RetryUntilTaken::new(settings.interval, KEEP_FOR),
+        Purpose::PushOnce | Purpose::Show => RetryUntilTaken::once(),
+    };
+    let again = RetryLayer::new(again.observed_by(Arc::clone(metrics)));
+    let client = |neighbour| to(settings, metrics, neighbour);
+    let forward = |client: HttpService, url: &Uri| {
+        let forward = Forward::new(client, url.clone(), Success::AsUpstream, Retries::none(), ());
+        again.layer(forward.deadline(PUSH).for_operator())
+    };
+    Ok(match &settings.to {
+        Destination::Upload { upload, authorize, token } => {
+            let exchange = TokenExchange::new(client(Neighbour::Authorize)?, authorize.clone(), token.clone());
+            let labels = Some(again.layer(exchange.clone()));
+            if purpose == Purpose::Show {
+                return Ok(payloads(settings, metrics, selection, labels, service_fn(shown_only)));
+            }
+            let uploads = HttpService::new(BearerLayer::new(exchange).layer(client(Neighbour::To)?));
+            // Needs families; nothing behind it changes the payload.
+            let encode = EncodeLayer::delimited().layer(forward(uploads, upload));
+            payloads(settings, metrics, selection, labels, encode)
+        }
+        Destination::Write { url, credentials, tenant } => {
+            let labels = None::<TokenExchange<HttpService>>;
+            if purpose == Purpose::Show {
+                return Ok(payloads(settings, metrics, selection, labels, service_fn(shown_only)));
+            }
+            let writes = client(Neighbour::To)?;
+            let writes = match credentials {
+                Credentials::None => writes,
+                Credentials::Token(token) => HttpService::new(BearerLayer::new(token.clone()).layer(writes)),
+                Credentials::Oidc(oidc) => {
+                    oidc.tls.follow(followers, &metrics.tls);
+                    let issuer = client::client(&oidc.tls, Some(oidc.issuer.configuration()), CONNECT)?;
+                    let requests = metrics.client(Neighbour::Issuer, settings.verbose);
+                    let counted = metrics.oidc().map_err(|error| error.to_string())?;
+                    let tokens = token_source(oidc, issuer, requests, counted);
+                    HttpService::new(BearerLayer::new(tokens).layer(writes))
+                }
+            };
+            let tenant = tenant.clone();
+            let write = ServiceBuilder::new()
+                // Encode needs a write request.
+                .layer(TranslateLayer::new())
+                // Nothing behind it changes the payload, and it sets the headers anew.
+                .layer(EncodeLayer::new())
+                .map_request(move |mut request: Request<Full<Bytes>>| {
+                    if let Some(tenant) = &tenant {
+                        request.headers_mut().insert(HeaderName::from_static("thanos-tenant"), tenant.clone());
+                    }
+                    request
+                })
+                .service(forward(writes, url));
+            payloads(settings, metrics, selection, labels, write)
+        }
+    })
+}
+
+/// Turns the body of a scrape into a payload, and that into what is to be pushed.
+fn payloads<G, S>(
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    selection: &Selection,
+    granted: Option<G>,
+    inner: S,
+) -> Push
+where
+    G: Service<(), Response = Granted, Error = Rejection, Future: Send> + Clone + Send + Sync + 'static,
+    S: Service<Request<MetricFamilies>, Response = Response<Full<Bytes>>, Error = Rejection, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let limits = DecodeLimits {
+        body: settings.limit,
+        decoded: settings.limit,
+        series: MOST_SERIES,
+        labels: usize::MAX,
+        ..DecodeLimits::default()
+    };
+    let (metrics, selection) = (Arc::clone(metrics), selection.clone());
+    let stack = ServiceBuilder::new()
+        // Bounds the scrape, and leaves out what is too old.
+        .layer(DecodeLayer::new(MetricFamiliesDecoder::new(limits).drop_unusable()).timeout(SCRAPE))
+        // Needs a payload. Before what the gateway grants, which goes over it.
+        .layer(EditLayer::new(settings.edits.clone()))
+        // Outside of whatever pushes, and asked where something is left to push.
+        .option_layer(granted.map(GrantedLabelsLayer::new))
+        // Sees what is pushed, before it is.
+        .map_request(move |mut request: Request<MetricFamilies>| {
+            let families = request.body_mut();
+            let received = families.refused().received();
+            metrics.selected(received, families.series());
+            if families.series() == 0 {
+                tracing::warn!(received, "no metrics to send, doing nothing");
+            }
+            selection.set(families.to_string());
+            request
+        })
+        .service(inner);
+    Push::new(stack)
+}
+
+/// Takes what would be pushed, which is shown already.
+async fn shown_only(_: Request<MetricFamilies>) -> Result<Response<Full<Bytes>>, Rejection> {
+    Ok(Response::default())
+}
+
+/// The client that calls whoever is pushed to, through a proxy if there is one.
+fn to(settings: &Settings, metrics: &Metrics, neighbour: Neighbour) -> Result<HttpService, String> {
+    let proxies = settings.proxies.clone();
+    let client = client_through(proxies.clone(), &settings.to_tls, Some(settings.to.url()), CONNECT)?;
+    let client = ServiceBuilder::new()
+        .layer(ObserveLayer::new(metrics.client(neighbour, settings.verbose)))
+        .map_request(move |mut request: Request<Full<Bytes>>| {
+            if let Some(authorization) = proxies.authorization(request.uri()) {
+                request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization);
+            }
+            request
+        })
+        .service(client);
+    Ok(unshown(client))
+}
+
+/// A client that shows nothing of its own.
+fn unshown<C: ApiClient<Body = Incoming>>(client: C) -> HttpService {
+    HttpService::new(client.map_err(Into::into))
+}
