@@ -7,6 +7,7 @@
 //!
 //! - [`Gateway`], [`Prometheus`], [`RedisServer`] and [`Memcached`] are processes on ports of their own choosing. They die with
 //!   the value.
+//! - [`federate::Client`] is the push client, likewise.
 //! - [`Authorizer`], [`Upstream`] and [`Target`] are [`Server`]s in this process: they record each request and answer by a script,
 //!   which can be swapped while they run. [`Faulty`] is either of the first two, broken below HTTP.
 //! - Nothing here sleeps for a guessed time: what happens is awaited, for at most [`DEADLINE`]. A wait that runs out panics with
@@ -21,6 +22,7 @@
 
 pub mod authorizer;
 pub mod faulty;
+pub mod federate;
 pub mod gateway;
 pub mod h2;
 pub mod http;
