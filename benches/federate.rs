@@ -61,7 +61,15 @@ fn main() -> Outcome<()> {
     let server = runtime.block_on(serve(Arc::clone(&pushed)))?;
 
     let mut client = Command::new(env!("CARGO_BIN_EXE_infogw-proxy"));
-    client.args(["federate", "--limit-bytes=0", "--listen=", "--interval=10ms", "--to-token=t", "--id=c1", "--log-level=error"]);
+    client.args([
+        "federate",
+        "--limit-bytes=0",
+        "--listen=",
+        "--interval=10ms",
+        "--to-token=t",
+        "--id=c1",
+        "--log-level=error",
+    ]);
     client.args(["--anonymize-labels=instance", "--anonymize-salt=salt"]);
     client.args([format!("--from=http://{server}"), format!("--to=http://{server}")]);
     let mut floor = Command::new(std::env::current_exe()?);
@@ -83,7 +91,8 @@ fn main() -> Outcome<()> {
     }
     println!("A scrape of {SERIES} series, {} bytes; {rounds} turns of {pushes} pushes; medians\n", scrape().len());
     println!("| | CPU ms a push | to the floor | peak MiB | to the floor |\n| --- | --- | --- | --- | --- |");
-    let medians = measured.map(|turns| [median(turns.iter().map(|turn| turn.0)), median(turns.iter().map(|turn| turn.1))]);
+    let medians =
+        measured.map(|turns| [median(turns.iter().map(|turn| turn.0)), median(turns.iter().map(|turn| turn.1))]);
     for ((name, _), [cpu, peak]) in subjects.iter().zip(medians) {
         let [floor_cpu, floor_peak] = medians[0];
         println!("| {name} | {cpu:.2} | {:.2} | {peak:.1} | {:.2} |", cpu / floor_cpu, peak / floor_peak);

@@ -48,6 +48,11 @@ async fn a_cluster_is_pushed_through_the_gateway_by_both_protocols() {
     })
     .await;
     let cluster = Prometheus::start(|_| scraping(target.address())).await;
+    eventually("the application's series", async || {
+        let series = cluster.query(r#"{job="app",__name__=~"app_.*"}"#).await;
+        ensure(series.len() >= 5, || format!("{series:?}"))
+    })
+    .await;
     let from = format!("--from={}", cluster.url(""));
     let common = [from.as_str(), r#"--match={job="app",__name__=~"app_.*"}"#, EVERY];
     let to = format!("--to={}", gateway.public(""));
@@ -65,7 +70,6 @@ async fn a_cluster_is_pushed_through_the_gateway_by_both_protocols() {
             at_cluster.push((labels, value));
         }
         at_cluster.sort_by(|a, b| a.0.cmp(&b.0));
-        assert!(at_cluster.len() >= 5, "{at_cluster:?}");
         eventually("the cluster's series in the central one", async || {
             let series = central.query(&format!(r#"{{_id="{id}",__name__=~"app_.*"}}"#)).await;
             let mut arrived: Vec<_> =

@@ -131,8 +131,24 @@ impl Stack {
 
     /// Pushes what was scraped.
     pub(super) async fn push(&self, scraped: Request<Incoming>) -> Result<(), Rejection> {
-        self.push.clone().oneshot(scraped).await.map(drop)
+        let pushed = self.push.clone().oneshot(scraped).await;
+        pushed
+            .map(drop)
+            .map_err(|rejection| if rejection.layer() == Some(DECODING) { of_scrape(&rejection) } else { rejection })
     }
+}
+
+/// Who refuses a scrape's body.
+const DECODING: &str = "DecodeLayer";
+
+/// What a gateway would tell the sender of a body, told of a scrape.
+fn of_scrape(rejection: &Rejection) -> Rejection {
+    let hint = match rejection.reason() {
+        Reason::TooLarge => " (--limit-bytes; or select less with --match)",
+        _ => "",
+    };
+    let detail = format!("what was scraped is not taken: {rejection}{hint}");
+    Rejection::new(rejection.reason(), detail).with_status(rejection.status()).by(SCRAPING)
 }
 
 /// Who a failed scrape is said to be of.

@@ -131,7 +131,10 @@ impl Receiver {
         let authorize = Server::start(move |_: &Received| {
             let n = 1 + issued.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let token = format!("token-{n}");
-            Answer::json(200, &json!({ "version": 1, "token": token, "expiresInSeconds": 3600, "labels": { name: value } }))
+            Answer::json(
+                200,
+                &json!({ "version": 1, "token": token, "expiresInSeconds": 3600, "labels": { name: value } }),
+            )
         });
         let upload = Server::start(|_: &Received| Answer::status(200));
         Self { authorize: authorize.await, upload: upload.await }
