@@ -4,7 +4,7 @@
 //! held. The floor is a process that scrapes the same, parses it with prost, encodes it with prost and pushes it, and looks at nothing.
 //! Both push round after round, in turns A B A B; the first rounds do not count. `-- --test` does it for an instant.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::disallowed_methods)]
 
 #[path = "end_to_end/process.rs"]
 #[allow(dead_code)]
@@ -107,7 +107,6 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Waits until so many more were pushed; says how many it saw.
-#[allow(clippy::disallowed_methods)]
 fn wait(pushed: &AtomicU64, more: u64) -> u64 {
     let before = pushed.load(Ordering::Relaxed);
     loop {

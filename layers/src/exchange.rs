@@ -176,7 +176,7 @@ where
         let asked = Instant::now();
         let answer = timeout(self.deadline, self.ask()).await;
         let answer = answer.unwrap_or_else(|_| Err(unavailable(format!("no answer within {:?}", self.deadline))));
-        let (issued, life, labels) = answer.map_err(|rejection| rejection.by(NAME))?;
+        let Answered { issued, life, labels } = answer.map_err(|rejection| rejection.by(NAME))?;
         kept.generation += 1;
         let token = Token::new(kept.generation, issued.authorization, asked + life);
         let granted = Granted { token, labels };
@@ -184,7 +184,7 @@ where
         Ok(granted)
     }
 
-    async fn ask(&self) -> Result<(Issued, Duration, Arc<[(Box<str>, Box<str>)]>), Rejection> {
+    async fn ask(&self) -> Result<Answered, Rejection> {
         let shown = KeptToken::new(self.token.clone(), "the token to exchange").token().await?;
         let mut request = Request::new(Full::default());
         *request.method_mut() = Method::POST;
@@ -207,13 +207,20 @@ where
     }
 }
 
+/// What an answer grants, and for how long.
+struct Answered {
+    issued: Issued,
+    life: Duration,
+    labels: Arc<[(Box<str>, Box<str>)]>,
+}
+
 /// What the answer grants.
 fn read(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
     shown: &Token,
-) -> Result<(Issued, Duration, Arc<[(Box<str>, Box<str>)]>), Rejection> {
+) -> Result<Answered, Rejection> {
     if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
         let said = String::from_utf8_lossy(body);
         let line = said.trim_start().lines().next().unwrap_or_default();
@@ -244,7 +251,7 @@ fn read(
     }
     let issued =
         Issued::bearer(&response.token, None).map_err(|_| unavailable("its `token` cannot stand in a header"))?;
-    Ok((issued, life, labels.into_iter().collect()))
+    Ok(Answered { issued, life, labels: labels.into_iter().collect() })
 }
 
 fn unavailable(why: impl fmt::Display) -> Rejection {
