@@ -66,9 +66,9 @@ async fn the_embedded_clusters_write_what_they_may() {
 
     // What the reader sees of it, as it happens.
     for wanted in [
-        "impostor was answered 400: ",
-        "stranger was answered 401: ",
-        "hasty was answered 429: ",
+        "impostor was told: the upstream refused this: ",
+        "stranger was told: the upstream answered 401: ",
+        "hasty was told: the upstream answered 429: ",
         "remote-write: ",
         "upload: ",
         " | dropped: ",

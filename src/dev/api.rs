@@ -1,21 +1,19 @@
-//! How the embedded clusters talk to the gateway.
+//! How `dev` itself talks to the gateway: for the token to push by hand, and for what is reported.
 
 use std::{net::SocketAddr, time::Duration};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::Bytes;
 use http::{Request, StatusCode, header, request::Builder};
 use http_body_util::{BodyExt, Full, Limited};
 
 use crate::client::HttpClient;
 
-/// How long the gateway may take to answer a cluster.
+/// How long the gateway may take to answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The longest answer that is read, in bytes: the gateway's metrics are the longest.
 const LONGEST_ANSWER: usize = 1 << 20;
 
-/// A cluster's way to the gateway.
-#[derive(Debug, Clone)]
+/// A way to the gateway.
+#[derive(Debug)]
 pub(super) struct Api {
     client: HttpClient,
     gateway: SocketAddr,
@@ -51,8 +49,9 @@ impl Api {
     /// `POST /authorize`: a token for `/upload`.
     pub(super) async fn upload_token(&self, cluster: &str, token: &str) -> Result<String, Answer> {
         let id: String = form_urlencoded::byte_serialize(cluster.as_bytes()).collect();
-        let request = self.post(&format!("/authorize?id={id}"), token);
-        let answer = self.send(request, Bytes::new()).await;
+        let request = Request::post(format!("http://{}/authorize?id={id}", self.gateway))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let answer = self.send(request).await;
         let parsed = serde_json::from_str::<serde_json::Value>(&answer.body).unwrap_or_default();
         match parsed.get("token").and_then(|token| token.as_str()) {
             Some(token) if answer.is_success() => Ok(token.to_owned()),
@@ -60,39 +59,14 @@ impl Api {
         }
     }
 
-    /// `POST /upload` with a token of the gateway's.
-    pub(super) async fn upload(&self, token: &str, content_type: &str, encoding: &str, body: Vec<u8>) -> Answer {
-        let request = self
-            .post("/upload", token)
-            .header(header::CONTENT_TYPE, content_type)
-            .header(header::CONTENT_ENCODING, encoding);
-        self.send(request, body.into()).await
-    }
-
-    /// `POST /metrics/v1/receive` with a stock sender's headers.
-    pub(super) async fn remote_write(&self, cluster: &str, token: &str, body: Vec<u8>) -> Answer {
-        let composite = serde_json::json!({ "authorization_token": token, "cluster_id": cluster }).to_string();
-        let request = self
-            .post("/metrics/v1/receive", &BASE64_STANDARD.encode(composite))
-            .header(header::CONTENT_TYPE, "application/x-protobuf")
-            .header(header::CONTENT_ENCODING, "snappy")
-            .header("x-prometheus-remote-write-version", "0.1.0");
-        self.send(request, body.into()).await
-    }
-
     /// `GET url`.
     pub(super) async fn read(&self, url: &str) -> Answer {
-        self.send(Request::get(url), Bytes::new()).await
+        self.send(Request::get(url)).await
     }
 
-    fn post(&self, path: &str, bearer: &str) -> Builder {
-        let url = format!("http://{}{path}", self.gateway);
-        Request::post(url).header(header::AUTHORIZATION, format!("Bearer {bearer}"))
-    }
-
-    async fn send(&self, request: Builder, body: Bytes) -> Answer {
+    async fn send(&self, request: Builder) -> Answer {
         let unanswered = |why: String| Answer { status: None, body: why };
-        let request = match request.body(Full::new(body)) {
+        let request = match request.body(Full::default()) {
             Ok(request) => request,
             Err(error) => return unanswered(error.to_string()),
         };

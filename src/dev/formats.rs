@@ -1,41 +1,20 @@
-//! Telemetry as each protocol has it.
+//! Telemetry as a Prometheus' `/federate` has it: without series that have ended.
 
 use std::fmt::Write as _;
 
-use infogw_proto::{
-    client::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Untyped},
-    prometheus::{Label, Sample, TimeSeries, WriteRequest},
-};
+use infogw_proto::client::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Untyped};
 use prost::Message;
 
-use super::telemetry::{BOUNDS, Family, Kind, Observed, STALE, Series, Value};
+use super::telemetry::{BOUNDS, Family, Kind, Observed, Series, Value};
 
-/// A remote-write 1.0 body: one snappy block. Only here can a series be told to have ended.
-pub(super) fn remote_write(families: &[Family], now_ms: i64) -> Vec<u8> {
-    let label = |name: &str, value: String| Label { name: name.to_owned(), value };
-    let timeseries = expanded(families).map(|(name, mut labels, value)| {
-        labels.push(("__name__", name));
-        labels.sort_unstable();
-        TimeSeries {
-            labels: labels.into_iter().map(|(name, value)| label(name, value)).collect(),
-            samples: vec![Sample { value, timestamp: now_ms }],
-            ..TimeSeries::default()
-        }
-    });
-    let request = WriteRequest { timeseries: timeseries.collect(), metadata: Vec::new() }.encode_to_vec();
-    // Fails for 4 GiB and more only.
-    snap::raw::Encoder::new().compress_vec(&request).unwrap_or_default()
-}
-
-/// Delimited protobuf in framed snappy.
+/// Delimited protobuf.
 pub(super) fn protobuf(families: &[Family], now_ms: i64) -> Vec<u8> {
     let messages = families.iter().map(|family| message(family, now_ms)).filter(|message| !message.metric.is_empty());
-    let stream: Vec<u8> = messages.flat_map(|message| message.encode_length_delimited_to_vec()).collect();
-    framed(&stream)
+    messages.flat_map(|message| message.encode_length_delimited_to_vec()).collect()
 }
 
-/// Text 0.0.4 in framed snappy.
-pub(super) fn text(families: &[Family], now_ms: i64) -> Vec<u8> {
+/// Text 0.0.4.
+pub(super) fn text(families: &[Family], now_ms: i64) -> String {
     let mut text = String::new();
     for family in families {
         let kind = match family.kind {
@@ -46,23 +25,13 @@ pub(super) fn text(families: &[Family], now_ms: i64) -> Vec<u8> {
         };
         // Writing to a String cannot fail.
         let _ = writeln!(text, "# TYPE {} {kind}", family.name);
-        for (name, labels, value) in expanded(std::slice::from_ref(family)) {
-            if value.to_bits() == STALE {
-                continue;
-            }
+        for (name, labels, value) in family.series.iter().flat_map(|series| plain(family.name, series)) {
             let labels = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value)));
             let labels: Vec<_> = labels.collect();
             let _ = writeln!(text, "{name}{{{}}} {value} {now_ms}", labels.join(","));
         }
     }
-    framed(text.as_bytes())
-}
-
-fn framed(bytes: &[u8]) -> Vec<u8> {
-    let mut frames = snap::write::FrameEncoder::new(Vec::new());
-    // Writing to memory cannot fail.
-    let _ = std::io::Write::write_all(&mut frames, bytes);
-    frames.into_inner().unwrap_or_default()
+    text
 }
 
 fn escaped(value: &str) -> String {
@@ -73,15 +42,11 @@ fn escaped(value: &str) -> String {
 type Plain = (String, Vec<(&'static str, String)>, f64);
 
 /// A histogram as the series that a scrape of it stores.
-fn expanded(families: &[Family]) -> impl Iterator<Item = Plain> {
-    families.iter().flat_map(|family| family.series.iter().flat_map(|series| plain(family.name, series)))
-}
-
 fn plain(name: &str, series: &Series) -> Vec<Plain> {
     let labels = &series.labels;
     match &series.value {
         Value::Number(number) => vec![(name.to_owned(), labels.clone(), *number)],
-        Value::Stale => vec![(name.to_owned(), labels.clone(), f64::from_bits(STALE))],
+        Value::Stale => Vec::new(),
         Value::Histogram(Observed { buckets, count, sum }) => {
             let bounds = BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
             let bucket = |(bound, count): (String, &u64)| {
@@ -96,7 +61,6 @@ fn plain(name: &str, series: &Series) -> Vec<Plain> {
     }
 }
 
-/// Without series that have ended: `/federate` leaves them out.
 fn message(family: &Family, now_ms: i64) -> MetricFamily {
     let kind = match family.kind {
         Kind::Counter => MetricType::Counter,

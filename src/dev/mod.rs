@@ -1,5 +1,6 @@
-//! The embedded world: a gateway with an authorizer before it, a receive endpoint behind it and clusters that push, all in this
-//! process and on loopback, to look at and to try. No flag of the gateway's reaches any of it.
+//! The embedded world: a gateway with an authorizer before it, a receive endpoint behind it and clusters that push, all in
+//! this process and on loopback, to look at and to try. Each cluster is a [push client](crate::federate) that scrapes an embedded source
+//! of telemetry. No flag of the gateway's reaches any of it.
 //!
 //! ```
 //! # #[tokio::main] async fn main() -> Result<(), infogw_proxy::gateway::StartError> {
@@ -17,6 +18,7 @@ mod pusher;
 mod receive;
 mod report;
 mod serve;
+mod source;
 mod store;
 mod telemetry;
 
@@ -39,6 +41,7 @@ use api::Api;
 use authorizer::Authorizer;
 
 use report::Report;
+use source::Source;
 use store::Store;
 
 /// Where it listens if these are free: the gateway's usual ports, and the next one for what was received.
@@ -46,7 +49,7 @@ const PUBLIC_PORT: u16 = 9003;
 const INTERNAL_PORT: u16 = 9004;
 const RECEIVED_PORT: u16 = 9005;
 
-/// How long requests in flight at the authorizer and the receive endpoint have at the end.
+/// How long requests in flight at the authorizer, the source and the receive endpoint have at the end.
 const ENDING: Ending = Ending { farewell: Duration::ZERO, grace: Duration::from_secs(2) };
 
 /// Upstream can tell by the tenant which protocol a series came by.
@@ -67,12 +70,15 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     let store = Arc::new(Store::default());
     let (authorizer, authorizer_address) = bind("the embedded authorizer", 0).await?;
     let (received, received_address) = bind("the embedded receive endpoint", RECEIVED_PORT).await?;
+    let (source, source_address) = bind("the embedded source of telemetry", 0).await?;
     let config = config(authorizer_address, received_address)?;
     let gateway = Gateway::bind(&config).await?;
     let environment = |error: std::io::Error| StartError::Environment(error.to_string());
     let public = gateway.public_address().map_err(environment)?;
     let internal = gateway.internal_address().map_err(environment)?;
     let api = Api::new(client(&config.tls.forward, None, CONNECT).map_err(StartError::Environment)?, public);
+    let clients = pusher::CLUSTERS.iter().map(|cluster| cluster.client(source_address, public));
+    let clients = clients.collect::<Result<Vec<_>, _>>()?;
 
     let mut dependencies = Group::new();
     let registrations = Arc::new(Authorizer::default());
@@ -83,6 +89,10 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
     dependencies.spawn(|stop| {
         server::serve(received, stop, ENDING, move |request, _| receive::answer(Arc::clone(&kept), request))
     });
+    let telemetry = Source::new();
+    dependencies.spawn(|stop| {
+        server::serve(source, stop, ENDING, move |request, _| std::future::ready(telemetry.answer(&request)))
+    });
     let mut gateways = Group::new();
     gateways.spawn(|stop| gateway.serve(stop));
     let token = api.upload_token(BY_HAND, authorizer::TOKEN).await.map_err(|answer| {
@@ -91,8 +101,8 @@ pub async fn run(mut stop: watch::Receiver<bool>) -> Result<(), StartError> {
 
     let mut clusters = Group::new();
     if report::print(&introduction(public, internal, received_address, &token)) {
-        for (cluster, number) in pusher::CLUSTERS.iter().zip(0..) {
-            clusters.spawn(|stop| pusher::push(api.clone(), cluster, number, stop));
+        for client in clients {
+            clusters.spawn(|stop| async move { client.run(stop).await });
         }
         let metrics = format!("http://{internal}/metrics");
         tokio::select! {

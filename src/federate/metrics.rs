@@ -1,10 +1,11 @@
 //! What the client counts: telemeter-client's names, and a few of ours.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use http::HeaderMap;
 use infogw_layers::{
     observe::{Exchange, Observe},
+    rejection::Rejection,
     retry::{Next, PushFailed},
 };
 use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -30,10 +31,35 @@ pub(super) struct Metrics {
     sent: GaugeVec,
     pub(super) tls: TlsMetrics,
     oidc: OnceLock<OidcMetrics>,
+    pub(super) failures: Failures,
+}
+
+/// Who is told why an attempt fails: the log, unless there is somebody else.
+#[derive(Default)]
+pub(super) struct Failures(Option<Box<dyn Observe<Rejection> + Send + Sync>>);
+
+impl fmt::Debug for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Failures")
+    }
+}
+
+impl Failures {
+    pub(super) fn to(observer: impl Observe<Rejection> + Send + Sync + 'static) -> Self {
+        Failures(Some(Box::new(observer)))
+    }
+
+    /// Tells of one; `log` writes to the log.
+    pub(super) fn tell(&self, rejection: &Rejection, log: impl FnOnce()) {
+        match &self.0 {
+            Some(observer) => observer.observe(rejection),
+            None => log(),
+        }
+    }
 }
 
 impl Metrics {
-    pub(super) fn new() -> Result<Self, prometheus::Error> {
+    pub(super) fn new(failures: Failures) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
@@ -67,6 +93,7 @@ impl Metrics {
             sent: register(&registry, GaugeVec::new(sent, &by_status)?)?,
             tls: TlsMetrics::new(&registry)?,
             oidc: OnceLock::new(),
+            failures,
             registry: registry.clone(),
         };
         register_process(&registry)?;
@@ -163,7 +190,9 @@ impl Observe<PushFailed<'_>> for Metrics {
                 self.failed.inc();
                 self.attempts.inc();
                 let retry_in = Duration::from_millis(pause.as_millis() as u64);
-                tracing::warn!(err = %rejection, attempts, ?retry_in, "unable to forward results: trying again");
+                self.failures.tell(rejection, || {
+                    tracing::warn!(err = %rejection, attempts, ?retry_in, "unable to forward results: trying again");
+                });
             }
             // The round fails, which is counted and told there.
             Next::Refused => refused.inc(),

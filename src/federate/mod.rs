@@ -32,11 +32,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use infogw_layers::rejection::{Reason, Rejection};
+use infogw_layers::{
+    observe::Observe,
+    rejection::{Reason, Rejection},
+};
 use tokio::sync::watch;
 
 pub use flags::FederateFlags;
-use metrics::Metrics;
+use metrics::{Failures, Metrics};
 pub use settings::Settings;
 use stack::{Purpose, Stack};
 
@@ -77,8 +80,26 @@ impl Federate {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn new(settings: Settings) -> Result<Self, StartError> {
+        Self::telling(Failures::default(), settings)
+    }
+
+    /// As [`new`](Self::new), but tells `observer` why an attempt fails, each time, and not the log.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn observed_by(
+        settings: Settings,
+        observer: impl Observe<Rejection> + Send + Sync + 'static,
+    ) -> Result<Self, StartError> {
+        Self::telling(Failures::to(observer), settings)
+    }
+
+    fn telling(failures: Failures, settings: Settings) -> Result<Self, StartError> {
         let environment = |error: prometheus::Error| StartError::Environment(error.to_string());
-        let (metrics, selection) = (Arc::new(Metrics::new().map_err(environment)?), Selection::default());
+        let (metrics, selection) = (Arc::new(Metrics::new(failures).map_err(environment)?), Selection::default());
         let stack = Stack::new(settings, Purpose::Push, &metrics, &selection).map_err(StartError::Environment)?;
         Ok(Federate { stack: Arc::new(watch::Sender::new(Arc::new(stack))), metrics, selection })
     }
@@ -118,7 +139,7 @@ impl Federate {
 
 async fn one_round(settings: Settings, purpose: Purpose) -> Result<Selection, Rejection> {
     let fault = |why: String| Rejection::new(Reason::Internal, why);
-    let metrics = Arc::new(Metrics::new().map_err(|error| fault(error.to_string()))?);
+    let metrics = Arc::new(Metrics::new(Failures::default()).map_err(|error| fault(error.to_string()))?);
     let selection = Selection::default();
     let stack = Stack::new(settings, purpose, &metrics, &selection).map_err(fault)?;
     rounds::round(&stack, &metrics).await?;

@@ -65,7 +65,9 @@ pub(super) async fn run(mut stacks: watch::Receiver<Arc<Stack>>, metrics: &Metri
                     _ => backoff(failed).min(stack.interval),
                 };
                 let (reason, layer) = (rejection.reason(), rejection.layer().unwrap_or_default());
-                tracing::error!(err = %rejection, %reason, layer, next = ?pause, "unable to forward results");
+                metrics.failures.tell(&rejection, || {
+                    tracing::error!(err = %rejection, %reason, layer, next = ?pause, "unable to forward results");
+                });
                 pause
             }
         };

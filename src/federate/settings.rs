@@ -84,6 +84,11 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong with them, or with a file that they name.
     pub fn new(flags: FederateFlags) -> Result<Self, ConfigError> {
+        Settings::through(Proxies::of_environment(), flags)
+    }
+
+    /// As [`new`](Self::new), with these proxies on the way to whoever is pushed to.
+    pub(crate) fn through(proxies: Proxies, flags: FederateFlags) -> Result<Self, ConfigError> {
         let mut warnings = Vec::new();
         let Some(from) = given(flags.from) else {
             return wrong!("--from is required: the URL of a Prometheus, such as http://localhost:9090");
@@ -119,7 +124,6 @@ impl Settings {
         let token = secret(flags.to_token, ("--to-token-file", flags.to_token_file))?;
         let oidc = Oidc::new(flags.oidc, &roots)?;
         let to = to.read(id.as_deref(), token, oidc, given(flags.to_tenant_id))?;
-        let proxies = Proxies::of_environment();
         proxies.check(to.url()).map_err(ConfigError)?;
         let to_files = ClientFiles { ca: file("--to-ca-file", flags.to_ca_file)?, ..ClientFiles::new("to", roots) };
         let to_tls = used(to_files, "--to", Some(to.url()))?;

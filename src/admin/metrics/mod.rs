@@ -286,7 +286,7 @@ pub(crate) fn each<const N: usize>(counter: &IntCounterVec, values: [&str; N]) -
 }
 
 /// Whether delimited protobuf is asked for no less than anything else (RFC 9110, section 12.5.1).
-fn accepts_protobuf(headers: &HeaderMap) -> bool {
+pub(crate) fn accepts_protobuf(headers: &HeaderMap) -> bool {
     let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (mut protobuf, mut best) = (0.0, 0.0);
     for range in accept.flat_map(|value| value.split(',')) {
