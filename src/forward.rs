@@ -201,7 +201,7 @@ impl<C, O> Describe<Request<Full<Bytes>>> for Forward<C, O> {
 }
 
 /// The beginning of a body, as far as it comes.
-async fn beginning<B: Body>(body: B) -> Vec<u8> {
+pub(crate) async fn beginning<B: Body>(body: B) -> Vec<u8> {
     let mut body = std::pin::pin!(body);
     let mut read = Vec::new();
     while read.len() < LONGEST_ANSWER
@@ -283,10 +283,10 @@ fn judge(
 }
 
 /// A line that nobody may be told.
-struct HoldsSecret;
+pub(crate) struct HoldsSecret;
 
 /// The line in which an upstream says why.
-fn first_line(body: &[u8], is_secret: impl Fn(&str) -> bool) -> Result<String, HoldsSecret> {
+pub(crate) fn first_line(body: &[u8], is_secret: impl Fn(&str) -> bool) -> Result<String, HoldsSecret> {
     let text = String::from_utf8_lossy(body);
     let line = text.trim_start().lines().next().unwrap_or_default();
     // Looked for before anything is cut.

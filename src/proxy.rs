@@ -1,10 +1,12 @@
-//! Connections through a proxy, as `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say, or none.
+//! Connections through a proxy, as `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say, or none. As in Go's `http.ProxyFromEnvironment`, lower
+//! case counts where upper case is unset, and what is on this host is reached directly.
 //!
 //! To an https:// server they are tunnels (RFC 9110, section 9.3.6), to an http:// one the proxy is asked for the whole URL. A proxy is
 //! an http:// or socks5:// one.
 
 use std::{
     fmt, io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -47,31 +49,45 @@ impl Proxies {
         Proxies(None)
     }
 
-    /// As this process's environment says: upper case and lower case, the former first.
-    pub fn of_environment() -> Self {
-        Proxies(Some(Arc::new(Matcher::from_env())))
+    /// As this process's environment says.
+    ///
+    /// # Errors
+    /// A variable that holds no proxy that can be used; it is not quoted, as it may hold a password.
+    pub fn of_environment() -> Result<Self, String> {
+        Proxies::of_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn of_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let first = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, variable(name)?)));
+        let proxy = |names| match first(names) {
+            None => Ok(String::new()),
+            Some((name, value)) => {
+                let scheme = value.split_once("://").map_or("http", |(scheme, _)| scheme);
+                let known = matches!(scheme, "http" | "socks5" | "socks5h");
+                let usable = Matcher::builder().all(value.clone()).build();
+                match usable.intercept(&Uri::from_static("http://anywhere.invalid/")) {
+                    Some(_) if known => Ok(value),
+                    _ => Err(format!("{name}: this is none of the proxies that can be used, http:// and socks5://")),
+                }
+            }
+        };
+        let builder = Matcher::builder().http(proxy(["HTTP_PROXY", "http_proxy"])?);
+        let builder = builder.https(proxy(["HTTPS_PROXY", "https_proxy"])?);
+        let not = first(["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default();
+        Ok(Proxies(Some(Arc::new(builder.no(not).build()))))
     }
 
     /// The proxy for `url`, if there is one.
     pub(crate) fn intercept(&self, url: &Uri) -> Option<Intercept> {
-        self.0.as_ref()?.intercept(url)
+        let host = url.host()?.trim_start_matches('[').trim_end_matches(']');
+        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if here { None } else { self.0.as_ref()?.intercept(url) }
     }
 
     /// What to show the proxy with each request for `url`; in a tunnel it is shown once, on the way.
     pub fn authorization(&self, url: &Uri) -> Option<HeaderValue> {
         let intercept = self.intercept(url).filter(|_| url.scheme_str() == Some("http"))?;
         intercept.basic_auth().cloned()
-    }
-
-    /// Whether `url` can be reached.
-    ///
-    /// # Errors
-    /// What kind of proxy it is that it cannot be reached through.
-    pub fn check(&self, url: &Uri) -> Result<(), String> {
-        match self.intercept(url).as_ref().map(|intercept| intercept.uri().scheme_str().unwrap_or_default()) {
-            None | Some("http" | "socks5" | "socks5h") => Ok(()),
-            Some(other) => Err(format!("an {other}:// proxy is not supported; name an http:// or socks5:// one")),
-        }
     }
 }
 
@@ -156,5 +172,51 @@ impl Write for Connection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxies(variables: &[(&str, &str)]) -> Result<Proxies, String> {
+        Proxies::of_variables(|name| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn what_is_on_this_host_or_excepted_is_reached_directly() {
+        let set = [
+            ("HTTP_PROXY", "proxy:3128"),
+            ("https_proxy", "http://u:p@tls:1"),
+            ("NO_PROXY", "near.example,10.0.0.0/8"),
+        ];
+        let proxies = proxies(&set).unwrap();
+        let through = |url: &str| {
+            let url: Uri = url.parse().unwrap();
+            let intercept = proxies.intercept(&url)?;
+            Some((intercept.uri().host()?.to_owned(), intercept.uri().port_u16()?))
+        };
+        for (url, expected) in [
+            ("http://far.example/", Some(("proxy", 3128))),
+            ("https://far.example/", Some(("tls", 1))),
+            ("https://a.near.example/", None),
+            ("http://10.1.2.3/", None),
+            ("http://localhost:9003/", None),
+            ("http://127.0.0.1:9003/", None),
+            ("http://[::1]:9003/", None),
+        ] {
+            assert_eq!(through(url), expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_names_no_usable_proxy_is_an_error_that_does_not_quote_it() {
+        for value in ["https://user:hush@proxy", "ftp://hush", "http://hush hush"] {
+            let error = proxies(&[("HTTPS_PROXY", value)]).unwrap_err();
+            assert!(error.starts_with("HTTPS_PROXY: ") && !error.contains("hush"), "{error}");
+        }
+        assert!(proxies(&[("ALL_PROXY", "ftp://nobody.looks")]).is_ok());
     }
 }

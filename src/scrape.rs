@@ -22,11 +22,17 @@ pub fn shown(url: &Uri) -> String {
     format!("{before}?{hidden}")
 }
 
+/// `url` without what it asks for, which may be long.
+pub fn endpoint(url: &Uri) -> String {
+    let whole = url.to_string();
+    whole.split_once('?').map_or(&*whole, |(before, _)| before).to_owned()
+}
+
 /// `url` with `match[]` for each selector.
 ///
 /// # Errors
-/// If that is no URL, which happens where it is too long.
-pub fn asking_for<S: AsRef<str>>(url: &Uri, matches: impl IntoIterator<Item = S>) -> Result<Uri, http::Error> {
+/// If that is no URL, which happens where it is too long: one has 65,534 bytes at most.
+pub fn asking_for<S: AsRef<str>>(url: &Uri, matches: impl IntoIterator<Item = S>) -> Result<Uri, String> {
     let mut query = form_urlencoded::Serializer::new(url.query().unwrap_or_default().to_owned());
     for selector in matches {
         query.append_pair("match[]", selector.as_ref());
@@ -34,6 +40,8 @@ pub fn asking_for<S: AsRef<str>>(url: &Uri, matches: impl IntoIterator<Item = S>
     let query = query.finish();
     let path = if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
     let mut parts = url.clone().into_parts();
-    parts.path_and_query = Some(path.parse()?);
-    Ok(Uri::from_parts(parts)?)
+    let len = path.len();
+    let wrong = |error: &dyn std::fmt::Display| format!("a URL with all selectors has {len} bytes: {error}");
+    parts.path_and_query = Some(path.parse().map_err(|error| wrong(&error))?);
+    Uri::from_parts(parts).map_err(|error| wrong(&error))
 }

@@ -104,11 +104,15 @@ async fn the_exit_code_of_one_round_tells() {
     let (good, receiver) = (Source::of_text(up()).await, Receiver::start().await);
     let bad = Source::of_text("no metrics at all {\n").await;
     let down = Source::start(|_: &Received| Answer::status(500)).await;
+    let picky = Source::start(|_: &Received| Answer::body(400, "text/plain", "no such selector\n")).await;
+    let old = Source::of_text("up 1 1\n").await;
     let large = Source::of_text("x 1 1\n".repeat(40_000)).await;
     for (source, upload, code, line) in [
         (&bad, 200, 65, "error: "),
         (&large, 200, 65, "error: what was scraped is not taken: the body is 240000 bytes, at most 204800 are taken"),
-        (&down, 200, 69, "/federate?match%5B%5D=%7B__name__%3D%22up%22%7D: the Prometheus answered 500"),
+        (&down, 200, 69, "/federate: the Prometheus answered 500"),
+        (&picky, 200, 69, "/federate: the Prometheus answered 400: no such selector"),
+        (&old, 200, 65, "error: of 1 samples none is left: older than a day by the clock here"),
         (&good, 400, 65, "error: the upstream refused this: no such label"),
         (&good, 503, 69, "error: the upstream answered 503: no such label"),
         (&good, 403, 69, "error: the upstream answered 403: no such label"),
@@ -344,6 +348,12 @@ async fn proxy_variables_are_for_whoever_is_pushed_to() {
     );
     assert_eq!(source.count(), 1, "the Prometheus is scraped directly");
 
+    // Nor is what is on this host asked of a proxy.
+    let mut command = Client::command();
+    command.env("HTTP_PROXY", format!("http://{authority}")).args(args(&source, &receiver, &["--once"]));
+    let exit = support::process::run(command, b"").await;
+    assert_eq!((exit.code(), proxy.upload.count(), receiver.upload.count()), (0, 1, 1), "{exit:?}");
+
     let mut command = Client::command();
     command.env("HTTPS_PROXY", "https://proxy.invalid").args([
         "--from=http://localhost:1",
@@ -353,6 +363,39 @@ async fn proxy_variables_are_for_whoever_is_pushed_to() {
     let exit = support::process::run(command, b"").await;
     assert_eq!(
         (exit.code(), exit.stderr.as_str()),
-        (64, "error: an https:// proxy is not supported; name an http:// or socks5:// one")
+        (64, "error: HTTPS_PROXY: this is none of the proxies that can be used, http:// and socks5://")
     );
+}
+
+#[tokio::test]
+async fn no_token_is_told_whoever_quotes_it() {
+    const SECRETS: [&str; 3] = ["the-pull-secret-itself", "the-scraping-token-itself", "the-key-in-the-query"];
+    let [pull, scraping, key] = SECRETS;
+    let quoting = |status| {
+        move |request: &Received| {
+            let said = format!("I do not like {} of {}\n", bearer(request), request.uri);
+            Answer::body(status, "text/plain", said)
+        }
+    };
+    let (source, receiver) = (Source::of_text(up()).await, Receiver::start().await);
+    let from = format!("--from={}", source.url_of(""));
+    let from_token = format!("--from-token={scraping}");
+    let write = format!("--to-write={}", receiver.upload.url_of(&format!("/write?key={key}")));
+    let auth = format!("--to-auth={}", receiver.authorize.url_of(&format!("/authorize?key={key}")));
+    let upload = format!("--to-upload={}", receiver.upload.url_of("/upload"));
+    let token = format!("--to-token={pull}");
+    for status in [400, 401, 403, 404, 429, 500] {
+        receiver.upload.set_script(quoting(status));
+        receiver.authorize.set_script(quoting(status));
+        for to in [&[&write][..], &[&auth, &upload]] {
+            let flags = [&[&from, &from_token, &token][..], to].concat();
+            let flags = flags.into_iter().map(String::as_str).chain(["--once", "-v", "--log-level=debug"]);
+            let exit = Client::run_to_exit(flags).await;
+            let said = format!("{}{}", exit.stdout, exit.stderr);
+            assert!(exit.code() != 0 && SECRETS.iter().all(|secret| !said.contains(secret)), "{status}: {said}");
+        }
+    }
+    source.set_script(quoting(400));
+    let exit = Client::run_to_exit([from.as_str(), &from_token, &write, &token, "--once"]).await;
+    assert!(exit.code() == 69 && !exit.stderr.contains(scraping), "{exit:?}");
 }

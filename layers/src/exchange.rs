@@ -203,7 +203,7 @@ where
                 false => unavailable("its answer broke off"),
             }
         })?;
-        read(head.status, &head.headers, &body.to_bytes(), &shown)
+        read(head.status, &head.headers, &body.to_bytes(), |line| shown.is_in(line) || quotes_query(&self.uri, line))
     }
 }
 
@@ -219,7 +219,7 @@ fn read(
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
-    shown: &Token,
+    holds_secret: impl Fn(&str) -> bool,
 ) -> Result<Answered, Rejection> {
     if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
         let said = String::from_utf8_lossy(body);
@@ -227,7 +227,7 @@ fn read(
         let detail = match line {
             "" => format!("it answered {}", status.as_u16()),
             // Some servers quote what they were sent.
-            line if shown.is_in(line) => format!("it answered {}, in words that hold the token", status.as_u16()),
+            line if holds_secret(line) => format!("it answered {}, in words that hold a secret", status.as_u16()),
             line => format!("it answered {}: {}", status.as_u16(), line.chars().take(256).collect::<String>()),
         };
         let rejection = unavailable(detail);
@@ -254,6 +254,14 @@ fn read(
     Ok(Answered { issued, life, labels: labels.into_iter().collect() })
 }
 
+/// Whether `line` repeats what in the URL's query may be a key. What is shorter may stand in any sentence.
+fn quotes_query(uri: &Uri, line: &str) -> bool {
+    const SHORTEST: usize = 8;
+    let values = uri.query().unwrap_or_default().split('&');
+    let mut values = values.map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
+    values.any(|value| value.len() >= SHORTEST && repeats(line, value))
+}
+
 fn unavailable(why: impl fmt::Display) -> Rejection {
     Rejection::new(Reason::CredentialsUnavailable, format!("the token could not be exchanged: {why}"))
 }
@@ -271,8 +279,8 @@ where
         Ok(self.granted().await?.token)
     }
 
-    async fn replace(&self, refused: &Token) -> Option<Token> {
-        Some(self.granted_but_not(refused).await.ok()?.token)
+    async fn replace(&self, refused: &Token) -> Result<Option<Token>, Rejection> {
+        Ok(Some(self.granted_but_not(refused).await?.token))
     }
 }
 
@@ -457,7 +465,7 @@ mod tests {
             (403, "", "it answered 403"),
             (302, "", "it answered 302"),
             (503, "busy", "it answered 503: busy"),
-            (400, "I know no `own`", "it answered 400, in words that hold the token"),
+            (400, "I know no `own`", "it answered 400, in words that hold a secret"),
             (200, "hello", "its answer is not JSON with a `token`"),
             (200, r#"{"token":""}"#, "its answer has an empty `token`"),
             (200, "{\"token\":\"a\\nb\"}", "its `token` cannot stand in a header"),

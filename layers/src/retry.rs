@@ -150,6 +150,8 @@ pub enum Next {
     Refused,
     /// Never: it would be too old.
     TooOld,
+    /// Never: it is tried [once](RetryUntilTaken::once).
+    Never,
 }
 
 /// Tries a push until it is taken. A [`Rejection`] with a status of 5xx, 408 or 429 says that it may be taken later; any other that it
@@ -167,6 +169,7 @@ pub struct RetryUntilTaken<O = ()> {
 
 /// The first pause is a part of the longest one, but no longer than this.
 const FIRST_PAUSE_OF_PUSHES: Duration = Duration::from_secs(10);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl RetryUntilTaken {
     /// Pauses for `longest` at most, unless asked to, and gives up what would be pushed more than `keep_for` after it was first tried.
@@ -201,11 +204,11 @@ impl<O> RetryUntilTaken<O> {
         let pause = pause.mul_f64(0.5 + 0.5 * fastrand::f64());
         // Who was asked to come back at one time does not come back as one.
         let asked = rejection.wait().unwrap_or_default().mul_f64(1.0 + 0.1 * fastrand::f64());
-        let pause = pause.max(asked);
-        if since.elapsed() + pause > self.keep_for || self.keep_for.is_zero() {
-            Next::TooOld
-        } else {
-            Next::Retry(pause)
+        let pause = pause.max(asked).max(SHORTEST_PAUSE);
+        match since.elapsed() + pause {
+            _ if self.keep_for.is_zero() => Next::Never,
+            then if then > self.keep_for => Next::TooOld,
+            _ => Next::Retry(pause),
         }
     }
 }
@@ -222,7 +225,7 @@ where
         self.observer.observe(&PushFailed { rejection, attempts: self.failed, next });
         match next {
             Next::Retry(pause) => Some(sleep(pause)),
-            Next::Refused | Next::TooOld => None,
+            Next::Refused | Next::TooOld | Next::Never => None,
         }
     }
 

@@ -11,6 +11,8 @@ use http::{HeaderMap, StatusCode, header};
 pub struct Guard {
     /// Holds the token. Read each time, so that it may be rotated.
     token_file: Option<PathBuf>,
+    /// What others are told where there is none.
+    this_host_alone: &'static str,
 }
 
 /// Why somebody is not let in.
@@ -22,17 +24,21 @@ pub(super) struct Refused {
 impl Guard {
     /// Lets in whoever shows the token that `token_file` holds as a bearer token; without one, whoever is on this host.
     pub fn new(token_file: Option<PathBuf>) -> Self {
-        Guard { token_file }
+        let this_host_alone =
+            "this is for this host alone; to call it from elsewhere, set --internal-token-file and show that token\n";
+        Guard { token_file, this_host_alone }
+    }
+
+    /// Lets in whoever is on this host, and nobody else.
+    pub fn this_host() -> Self {
+        Guard { token_file: None, this_host_alone: "this is for this host alone\n" }
     }
 
     pub(super) async fn check(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refused> {
         let Some(file) = self.token_file.clone() else {
             return match peer.to_canonical().is_loopback() {
                 true => Ok(()),
-                false => Err(Refused {
-                    status: StatusCode::FORBIDDEN,
-                    line: "this is for this host alone; to call it from elsewhere, set --internal-token-file and show that token\n",
-                }),
+                false => Err(Refused { status: StatusCode::FORBIDDEN, line: self.this_host_alone }),
             };
         };
         let read =

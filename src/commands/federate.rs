@@ -13,7 +13,7 @@ use crate::{
         listener::{FederateListener, Reloader},
     },
     log,
-    scrape::shown,
+    scrape::endpoint,
 };
 
 /// What else the process ends by.
@@ -58,7 +58,7 @@ async fn serve(flags: FederateFlags, settings: Settings, stop: watch::Receiver<b
         Some(addresses) => Some(FederateListener::bind(addresses).await?),
         None => None,
     };
-    let (from, to) = (shown(settings.from()), shown(settings.to()));
+    let (from, to) = (endpoint(settings.from()), endpoint(settings.to()));
     let listen = listener.as_ref().map(|listener| listener.address().to_string()).unwrap_or_default();
     let client = Federate::new(settings)?;
     let reloader = Reloader::new(flags, client.clone());
@@ -75,13 +75,13 @@ async fn serve(flags: FederateFlags, settings: Settings, stop: watch::Receiver<b
     let listening = async {
         match listener {
             Some(listener) => listener.serve(reloader, listening_stop).await,
-            None => std::future::pending().await,
+            None => {}
         }
     };
     tokio::select! {
-        () = client.run(stop) => {}
-        // Goes on as long as that does.
-        _ = async { tokio::join!(reloading, listening) } => {}
+        // Whoever is being told something is told all of it.
+        _ = async { tokio::join!(client.run(stop), listening) } => {}
+        () = reloading => {}
     }
     Ok(Exit::Done)
 }

@@ -37,11 +37,17 @@ impl Reloader {
         Reloader { flags, client, turn: Arc::default() }
     }
 
-    /// Has what they hold put in force; on a fault the old stays. Either is logged.
+    /// Has what they hold put in force; on a fault the old stays. Either is logged, and comes about whether it is waited for or not.
     ///
     /// # Errors
     /// The fault.
     pub async fn reload(&self) -> Result<(), Vec<String>> {
+        let reloader = self.clone();
+        let reloading = tokio::spawn(async move { reloader.read().await });
+        reloading.await.unwrap_or_else(|error| Err(vec![error.to_string()]))
+    }
+
+    async fn read(&self) -> Result<(), Vec<String>> {
         let _turn = self.turn.lock().await;
         let flags = self.flags.clone();
         let settings = tokio::task::spawn_blocking(|| Settings::new(flags)).await;
@@ -89,7 +95,7 @@ impl FederateListener {
 
     /// Tells of `reloader`'s client until `stop` turns true.
     pub async fn serve(self, reloader: Reloader, stop: watch::Receiver<bool>) {
-        let (readiness, guard) = (Readiness::default(), Guard::new(None));
+        let (readiness, guard) = (Readiness::default(), Guard::this_host());
         server::serve(self.listener, stop, ENDING, move |request, peer| {
             let (reloader, readiness, guard) = (reloader.clone(), readiness.clone(), guard.clone());
             async move { answer(&request, &reloader, &readiness, (&guard, peer)).await }
@@ -106,7 +112,7 @@ async fn answer<B>(
 ) -> Response<Full<Bytes>> {
     let client = &reloader.client;
     match request.uri().path() {
-        "/federate" => admin::reading(request, || admin::with_type(TEXT, String::clone(&client.selection.text()))),
+        "/federate" => admin::reading(request, || admin::with_type(TEXT, client.selection.text())),
         "/metrics" => admin::reading(request, || admin::exposed(client.metrics.expose(request.headers()))),
         "/-/reload" => admin::reload(request, || reloader.reload(), (guard, peer.ip())).await,
         _ => admin::common(request, readiness, PATHS),

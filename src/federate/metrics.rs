@@ -196,6 +196,7 @@ impl Observe<PushFailed<'_>> for Metrics {
             }
             // The round fails, which is counted and told there.
             Next::Refused => refused.inc(),
+            Next::Never => {}
             Next::TooOld => {
                 too_old.inc();
                 tracing::error!(attempts, "the payload was given up: no server takes what is older than a day");

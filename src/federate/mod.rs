@@ -32,6 +32,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use infogw_layers::{
     observe::Observe,
     rejection::{Reason, Rejection},
@@ -50,15 +51,15 @@ const KEEP_FOR: Duration = Duration::from_secs(24 * 3600 - 10 * 60);
 
 /// What was selected last, as text: what was or would have been pushed.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Selection(Arc<ArcSwap<String>>);
+pub(crate) struct Selection(Arc<ArcSwap<Bytes>>);
 
 impl Selection {
     fn set(&self, text: String) {
-        self.0.store(Arc::new(text));
+        self.0.store(Arc::new(text.into()));
     }
 
-    pub(crate) fn text(&self) -> Arc<String> {
-        self.0.load_full()
+    pub(crate) fn text(&self) -> Bytes {
+        Bytes::clone(&self.0.load())
     }
 }
 
@@ -118,7 +119,7 @@ impl Federate {
     /// Why nothing would be.
     pub async fn dry_run(settings: Settings) -> Result<String, Rejection> {
         let selection = one_round(settings, Purpose::Show).await?;
-        Ok(String::clone(&selection.text()))
+        Ok(String::from_utf8_lossy(&selection.text()).into_owned())
     }
 
     /// Pushes round after round until `stop` turns true.

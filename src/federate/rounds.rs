@@ -62,7 +62,7 @@ pub(super) async fn run(mut stacks: watch::Receiver<Arc<Stack>>, metrics: &Metri
                 // A server counts what it refuses as well.
                 let pause = match rejection.reason() {
                     Reason::UpstreamRefused => stack.interval,
-                    _ => backoff(failed).min(stack.interval),
+                    _ => backoff(failed).min(stack.interval).max(rejection.wait().unwrap_or_default()),
                 };
                 let (reason, layer) = (rejection.reason(), rejection.layer().unwrap_or_default());
                 metrics.failures.tell(&rejection, || {

@@ -72,8 +72,19 @@ impl Destination {
             Destination::Write { url, .. } => url,
         }
     }
+
+    /// Whatever is called.
+    fn urls(&self) -> impl Iterator<Item = &Uri> {
+        let authorize = match self {
+            Destination::Upload { authorize, .. } => Some(authorize),
+            Destination::Write { .. } => None,
+        };
+        std::iter::once(self.url()).chain(authorize)
+    }
 }
 
+/// Who pushes more often helps nobody.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(4 * 60 + 30);
 /// telemeter-server's limit on names and values.
 const LONGEST_LABEL: usize = 255;
@@ -84,7 +95,7 @@ impl Settings {
     /// # Errors
     /// The first thing that is wrong with them, or with a file that they name.
     pub fn new(flags: FederateFlags) -> Result<Self, ConfigError> {
-        Settings::through(Proxies::of_environment(), flags)
+        Settings::through(Proxies::of_environment().map_err(ConfigError)?, flags)
     }
 
     /// As [`new`](Self::new), with these proxies on the way to whoever is pushed to.
@@ -112,7 +123,7 @@ impl Settings {
         let from_tls = Live::new(from_files)?;
         let matches = matches(&flags.matches, flags.match_file)?;
         let from = asking_for(&from, &matches)
-            .map_err(|error| ConfigError(format!("--match: the URL with all selectors is none: {error}")))?;
+            .map_err(|error| ConfigError(format!("--match: {error}; use fewer or shorter selectors")))?;
 
         let to = Targets {
             to: url("--to", flags.to)?,
@@ -124,9 +135,9 @@ impl Settings {
         let token = secret(flags.to_token, ("--to-token-file", flags.to_token_file))?;
         let oidc = Oidc::new(flags.oidc, &roots)?;
         let to = to.read(id.as_deref(), token, oidc, given(flags.to_tenant_id))?;
-        proxies.check(to.url()).map_err(ConfigError)?;
         let to_files = ClientFiles { ca: file("--to-ca-file", flags.to_ca_file)?, ..ClientFiles::new("to", roots) };
-        let to_tls = used(to_files, "--to", Some(to.url()))?;
+        let secure = to.urls().find(|url| url.scheme_str() == Some("https"));
+        let to_tls = used(to_files, "--to", secure)?;
 
         let names = separated(&flags.anonymize_labels);
         let names =
@@ -154,6 +165,7 @@ impl Settings {
             None => DEFAULT_INTERVAL,
             Some(text) => match duration::parse(&text) {
                 Ok(Duration::ZERO) => DEFAULT_INTERVAL,
+                Ok(interval) if interval < SHORTEST_INTERVAL => return wrong!("--interval: at least 10ms"),
                 Ok(interval) => interval,
                 Err(error) => return wrong!("--interval: {error}"),
             },

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use infogw_layers::{
-    client_credentials::BearerLayer,
+    client_credentials::{BearerLayer, Token},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder},
     edit::EditLayer,
     encode::EncodeLayer,
@@ -31,9 +31,9 @@ use super::{
 use crate::{
     client::{self, ApiClient, CONNECT, client, client_through},
     credentials::token_source,
-    forward::{Forward, Success},
+    forward::{Forward, HoldsSecret, Success, beginning, first_line},
     retry::Retries,
-    scrape::{ACCEPT, shown},
+    scrape::{ACCEPT, endpoint},
 };
 
 /// How long a scrape's answer may take to begin, and how long to arrive: a federation of everything takes a while.
@@ -102,7 +102,7 @@ impl Stack {
     /// Scrapes. What is answered is what the push begins with.
     pub(super) async fn scrape(&self) -> Result<Request<Incoming>, Rejection> {
         let failed = |reason, why: &dyn std::fmt::Display| {
-            Rejection::new(reason, format!("{}: {why}", shown(self.request.uri()))).by(SCRAPING)
+            Rejection::new(reason, format!("{}: {why}", endpoint(self.request.uri()))).by(SCRAPING)
         };
         let answering = self.from.clone().oneshot(self.request.clone());
         let answer = timeout(SCRAPE, answering)
@@ -114,12 +114,17 @@ impl Stack {
         })?;
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
-            // What it says may quote what it was sent; the status and the URL tell enough.
             let hint = match head.status.as_u16() {
-                401 => ": it wants a token, or another one",
-                403 => ": it does not let this client in",
-                400 => ": it does not take the selectors",
-                _ => "",
+                401 => ": it wants a token, or another one".to_owned(),
+                403 => ": it does not let this client in".to_owned(),
+                // Which selector it does not take.
+                400 => {
+                    let said = timeout(SCRAPE, beginning(body)).await.unwrap_or_default();
+                    let token = head.extensions.get::<Token>();
+                    let said = first_line(&said, |line| token.is_some_and(|token| token.is_in(line)));
+                    said.map_or_else(|HoldsSecret| String::new(), |line| format!(": {line}"))
+                }
+                _ => String::new(),
             };
             let why = format!("the Prometheus answered {}{hint}", head.status.as_u16());
             return Err(failed(Reason::UpstreamMisconfigured, &why));
@@ -145,6 +150,8 @@ const DECODING: &str = "DecodeLayer";
 fn of_scrape(rejection: &Rejection) -> Rejection {
     let hint = match rejection.reason() {
         Reason::TooLarge => " (--limit-bytes; or select less with --match)",
+        // That it breaks off says nothing of what it is.
+        Reason::Body => return Rejection::new(Reason::UpstreamUnreachable, "the scrape broke off").by(SCRAPING),
         _ => "",
     };
     let detail = format!("what was scraped is not taken: {rejection}{hint}");
@@ -168,35 +175,37 @@ fn push(
         Purpose::PushOnce | Purpose::Show => RetryUntilTaken::once(),
     };
     let again = RetryLayer::new(again.observed_by(Arc::clone(metrics)));
-    let client = |neighbour| to(settings, metrics, neighbour);
+    let client = |neighbour, url: &Uri| to(settings, metrics, neighbour, url);
     let forward = |client: HttpService, url: &Uri| {
         let forward = Forward::new(client, url.clone(), Success::AsUpstream, Retries::none(), ());
         again.layer(forward.deadline(PUSH).for_operator())
     };
     Ok(match &settings.to {
         Destination::Upload { upload, authorize, token } => {
-            let exchange = TokenExchange::new(client(Neighbour::Authorize)?, authorize.clone(), token.clone());
+            let exchange =
+                TokenExchange::new(client(Neighbour::Authorize, authorize)?, authorize.clone(), token.clone());
             let labels = Some(again.layer(exchange.clone()));
             if purpose == Purpose::Show {
-                return Ok(payloads(settings, metrics, selection, labels, service_fn(shown_only)));
+                return Ok(payloads(settings, purpose, metrics, selection, labels, service_fn(shown_only)));
             }
-            let uploads = HttpService::new(BearerLayer::new(exchange).layer(client(Neighbour::To)?));
+            let uploads = HttpService::new(BearerLayer::new(exchange).layer(client(Neighbour::To, upload)?));
             // Needs families; nothing behind it changes the payload.
             let encode = EncodeLayer::delimited().layer(forward(uploads, upload));
-            payloads(settings, metrics, selection, labels, encode)
+            payloads(settings, purpose, metrics, selection, labels, encode)
         }
         Destination::Write { url, credentials, tenant } => {
             let labels = None::<TokenExchange<HttpService>>;
             if purpose == Purpose::Show {
-                return Ok(payloads(settings, metrics, selection, labels, service_fn(shown_only)));
+                return Ok(payloads(settings, purpose, metrics, selection, labels, service_fn(shown_only)));
             }
-            let writes = client(Neighbour::To)?;
+            let writes = client(Neighbour::To, url)?;
             let writes = match credentials {
                 Credentials::None => writes,
                 Credentials::Token(token) => HttpService::new(BearerLayer::new(token.clone()).layer(writes)),
                 Credentials::Oidc(oidc) => {
                     oidc.tls.follow(followers, &metrics.tls);
-                    let issuer = client::client(&oidc.tls, Some(oidc.issuer.configuration()), CONNECT)?;
+                    let issuer = oidc.issuer.configuration();
+                    let issuer = client_through(settings.proxies.clone(), &oidc.tls, Some(issuer), CONNECT)?;
                     let requests = metrics.client(Neighbour::Issuer, settings.verbose);
                     let counted = metrics.oidc().map_err(|error| error.to_string())?;
                     let tokens = token_source(oidc, issuer, requests, counted);
@@ -216,7 +225,7 @@ fn push(
                     request
                 })
                 .service(forward(writes, url));
-            payloads(settings, metrics, selection, labels, write)
+            payloads(settings, purpose, metrics, selection, labels, write)
         }
     })
 }
@@ -224,6 +233,7 @@ fn push(
 /// Turns the body of a scrape into a payload, and that into what is to be pushed.
 fn payloads<G, S>(
     settings: &Settings,
+    purpose: Purpose,
     metrics: &Arc<Metrics>,
     selection: &Selection,
     granted: Option<G>,
@@ -245,6 +255,8 @@ where
         ..DecodeLimits::default()
     };
     let (metrics, selection) = (Arc::clone(metrics), selection.clone());
+    // Where nobody could look, there is no text.
+    let shows = purpose == Purpose::Show || settings.listen.is_some();
     let stack = ServiceBuilder::new()
         // Bounds the scrape, and leaves out what is too old.
         .layer(DecodeLayer::new(MetricFamiliesDecoder::new(limits).drop_unusable()).timeout(SCRAPE))
@@ -253,18 +265,31 @@ where
         // Outside of whatever pushes, and asked where something is left to push.
         .option_layer(granted.map(GrantedLabelsLayer::new))
         // Sees what is pushed, before it is.
-        .map_request(move |mut request: Request<MetricFamilies>| {
+        .map_err(|error: BoxError| Rejection::from(error))
+        .filter(move |mut request: Request<MetricFamilies>| {
             let families = request.body_mut();
             let received = families.refused().received();
             metrics.selected(received, families.series());
-            if families.series() == 0 {
-                tracing::warn!(received, "no metrics to send, doing nothing");
+            if received == 0 {
+                tracing::warn!("no metrics to send, doing nothing");
+            } else if families.series() == 0 {
+                return Err(nothing_left(received));
             }
-            selection.set(families.to_string());
-            request
+            if shows {
+                selection.set(families.to_string());
+            }
+            Ok(request)
         })
         .service(inner);
     Push::new(stack)
+}
+
+/// A Prometheus gives nothing that is older than minutes.
+fn nothing_left(received: usize) -> Rejection {
+    let detail = format!(
+        "of {received} samples none is left: older than a day by the clock here, or without a valid name; compare the clocks"
+    );
+    Rejection::new(Reason::Timestamp, detail).by(SCRAPING)
 }
 
 /// Takes what would be pushed, which is shown already.
@@ -273,9 +298,9 @@ async fn shown_only(_: Request<MetricFamilies>) -> Result<Response<Full<Bytes>>,
 }
 
 /// The client that calls whoever is pushed to, through a proxy if there is one.
-fn to(settings: &Settings, metrics: &Metrics, neighbour: Neighbour) -> Result<HttpService, String> {
+fn to(settings: &Settings, metrics: &Metrics, neighbour: Neighbour, url: &Uri) -> Result<HttpService, String> {
     let proxies = settings.proxies.clone();
-    let client = client_through(proxies.clone(), &settings.to_tls, Some(settings.to.url()), CONNECT)?;
+    let client = client_through(proxies.clone(), &settings.to_tls, Some(url), CONNECT)?;
     let client = ServiceBuilder::new()
         .layer(ObserveLayer::new(metrics.client(neighbour, settings.verbose)))
         .map_request(move |mut request: Request<Full<Bytes>>| {

@@ -34,7 +34,10 @@ pub trait Tokens: Clone + Send + Sync + 'static {
     fn token(&self) -> impl Future<Output = Result<Token, Rejection>> + Send;
 
     /// Another one than `refused`, which was answered with 401, if there is or comes one.
-    fn replace(&self, refused: &Token) -> impl Future<Output = Option<Token>> + Send;
+    ///
+    /// # Errors
+    /// Why none comes, where that tells more than the 401.
+    fn replace(&self, refused: &Token) -> impl Future<Output = Result<Option<Token>, Rejection>> + Send;
 }
 
 impl Tokens for TokenSource {
@@ -42,8 +45,8 @@ impl Tokens for TokenSource {
         Ok(TokenSource::token(self).await?)
     }
 
-    async fn replace(&self, refused: &Token) -> Option<Token> {
-        TokenSource::replace(self, refused).await
+    async fn replace(&self, refused: &Token) -> Result<Option<Token>, Rejection> {
+        Ok(TokenSource::replace(self, refused).await)
     }
 }
 
@@ -105,8 +108,8 @@ where
             if response.status() != StatusCode::UNAUTHORIZED || !is_about_us(response.headers()) {
                 return Ok(shown(response, token));
             }
-            let Some(token) = tokens.replace(&token).await else {
-                return Ok(response);
+            let Some(token) = tokens.replace(&token).await.map_err(|rejection| rejection.by(NAME))? else {
+                return Ok(shown(response, token));
             };
             drop(response);
             let mut request = again;

@@ -49,9 +49,9 @@ impl Tokens for KeptToken {
     }
 
     /// What is there now, if that is another one.
-    async fn replace(&self, refused: &Token) -> Option<Token> {
-        let now = self.token().await.ok()?;
-        (now.authorization() != refused.authorization()).then_some(now)
+    async fn replace(&self, refused: &Token) -> Result<Option<Token>, Rejection> {
+        let now = self.token().await?;
+        Ok(Some(now).filter(|now| now.authorization() != refused.authorization()))
     }
 }
 
@@ -69,9 +69,9 @@ mod tests {
         std::fs::write(file.path(), " one\n").unwrap();
         let one = kept.token().await.unwrap();
         assert_eq!(one.authorization(), "Bearer one");
-        assert!(kept.replace(&one).await.is_none());
+        assert!(kept.replace(&one).await.unwrap().is_none());
         std::fs::write(file.path(), "two").unwrap();
-        assert_eq!(kept.replace(&one).await.unwrap().authorization(), "Bearer two");
+        assert_eq!(kept.replace(&one).await.unwrap().unwrap().authorization(), "Bearer two");
         std::fs::write(file.path(), "t\nwo").unwrap();
         assert!(kept.token().await.unwrap_err().detail().ends_with("it cannot stand in a header"));
     }

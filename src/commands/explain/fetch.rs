@@ -33,7 +33,8 @@ pub(super) async fn text(
     ca_file: Option<String>,
 ) -> Result<Vec<u8>, Failure> {
     let matches = matches.iter().filter(|selector| !selector.is_empty());
-    let url = asking_for(url, matches).map_err(|error| Failure::new(Exit::Usage, format_args!("--match: {error}")))?;
+    let url = asking_for(url, matches)
+        .map_err(|error| Failure::new(Exit::Usage, format_args!("--match: {error}; use fewer or shorter ones")))?;
     let url = &url;
     let tls = tls_to(("--from", url), "--from-ca-file", ca_file)?;
     let client = client::client(&tls, Some(url), CONNECT).map_err(|error| Failure::new(Exit::Unavailable, error))?;
