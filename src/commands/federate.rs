@@ -73,9 +73,8 @@ async fn serve(flags: FederateFlags, settings: Settings, stop: watch::Receiver<b
     };
     let listening_stop = stop.clone();
     let listening = async {
-        match listener {
-            Some(listener) => listener.serve(reloader, listening_stop).await,
-            None => {}
+        if let Some(listener) = listener {
+            listener.serve(reloader, listening_stop).await;
         }
     };
     tokio::select! {
