@@ -2,9 +2,9 @@
 //! endpoint.
 //!
 //! [`FederateFlags`] are what is written, [`Settings`] what that means. A [`Federate`] goes in rounds: each scrapes `/federate` and pushes
-//! what comes of it through a [stack](stack) of the same layers that the gateway is made of, in the direction of the client. A payload is
+//! what comes of it through a [`stack`] of the same layers that the gateway is made of, in the direction of the client. A payload is
 //! tried until it is taken; meanwhile nothing else is scraped, so that there is never more than one at hand. Its
-//! [listener](listener) shows the last one, and tells how it goes.
+//! [`listener`] shows the last one, and tells how it goes.
 //!
 //! ```
 //! use clap::{Args as _, Command, FromArgMatches as _};

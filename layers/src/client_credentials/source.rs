@@ -60,6 +60,7 @@ impl Token {
     }
 
     /// Whether it came after `other`.
+    #[cfg(feature = "exchange")]
     pub(crate) fn is_newer_than(&self, other: &Token) -> bool {
         self.generation > other.generation
     }
