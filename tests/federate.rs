@@ -12,12 +12,13 @@ use std::{
 use hyper::Method;
 use serde_json::json;
 use support::{
-    Answer, ensure, eventually,
+    Answer, Issuer, Upstream, ensure, eventually,
     federate::{Client, Receiver, Source, families, spelt},
     http,
+    issuer::{CLIENT, Port, SECRET},
     server::Received,
     tls::Volume,
-    world::now,
+    world::{now, spelt as spelt_write},
 };
 use tokio::time::Instant;
 
@@ -237,6 +238,44 @@ async fn a_bad_source_is_told_counted_and_tried_again() {
         1.0
     );
     assert_eq!(client.metric(r#"metricsclient_request_retrieve{client="federate_from",status_code="401"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn whoever_hangs_is_given_up_and_tried_again() {
+    let (source, receiver) = (Source::start(|_: &Received| Answer::Hang).await, Receiver::start().await);
+    let client = Client::start(args(&source, &receiver, &[EVERY])).await;
+    let told = client.wait_for_log("no answer within 5s").await;
+    assert!(told.contains("unable to forward results"), "{told}");
+    receiver.upload.set_script(|_| Answer::Hang);
+    source.set_script(|_| Answer::body(200, "text/plain; version=0.0.4", up()));
+    client.wait_for_log("the upstream did not answer within 5 s").await;
+    receiver.upload.set_script(|_| Answer::status(200));
+    let uploads = receiver.upload.wait_for(2).await;
+    assert_eq!(uploads[0].body, uploads[1].body);
+}
+
+#[tokio::test]
+async fn a_receive_endpoint_is_shown_a_token_of_an_issuers() {
+    let port = Port::new();
+    let issuer = Issuer::start(&port, &[]).await;
+    let (source, receiver) = (Source::of_text(up()).await, Upstream::accepting().await);
+    let flags = [
+        format!("--from={}", source.url_of("")),
+        format!("--to-write={}", receiver.url()),
+        "--to-tenant-id=telemetry".to_owned(),
+        format!("--oidc-issuer={}", port.url()),
+        format!("--client-id={CLIENT}"),
+        "--once".to_owned(),
+    ];
+    let mut command = Client::command();
+    command.env("INFOGW_CLIENT_SECRET", SECRET).args(flags);
+    let exit = support::process::run(command, b"").await;
+    assert_eq!(exit.code(), 0, "{exit:?}");
+    let [write] = &receiver.received()[..] else { panic!("{:?}", receiver.received()) };
+    assert_eq!(spelt_write(write), [r#"up{job="a"}"#]);
+    assert_eq!(write.header("thanos-tenant"), Some("telemetry"));
+    let token = write.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap();
+    assert_eq!(issuer.introspect(token).await["client_id"], json!(CLIENT));
 }
 
 #[tokio::test]

@@ -36,10 +36,9 @@ use crate::{
     scrape::{ACCEPT, endpoint},
 };
 
-/// How long a scrape's answer may take to begin, and how long to arrive: a federation of everything takes a while.
-const SCRAPE: Duration = Duration::from_secs(60);
-/// How long whoever is pushed to may take for an answer.
-const PUSH: Duration = Duration::from_secs(60);
+/// How long a scrape's answer may take to begin, how long to arrive, and how long whoever is pushed to may take for an answer: the
+/// interval, within these bounds. A federation of everything takes a while.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// A client of HTTP with all that goes around it.
 type HttpService = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, BoxError>;
@@ -62,6 +61,7 @@ pub(super) struct Stack {
     from: HttpService,
     request: Request<Full<Bytes>>,
     push: Push,
+    patience: Duration,
     pub(super) interval: Duration,
     /// Which of a fleet it is.
     pub(super) id: Option<String>,
@@ -96,7 +96,8 @@ impl Stack {
         request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(AGENT));
         let push = push(&settings, purpose, metrics, selection, &mut followers)?;
         let Settings { interval, id, .. } = settings;
-        Ok(Stack { from, request, push, interval, id, _followers: followers })
+        let patience = patience(interval);
+        Ok(Stack { from, request, push, patience, interval, id, _followers: followers })
     }
 
     /// Scrapes. What is answered is what the push begins with.
@@ -105,9 +106,9 @@ impl Stack {
             Rejection::new(reason, format!("{}: {why}", endpoint(self.request.uri()))).by(SCRAPING)
         };
         let answering = self.from.clone().oneshot(self.request.clone());
-        let answer = timeout(SCRAPE, answering)
+        let answer = timeout(self.patience, answering)
             .await
-            .map_err(|_| failed(Reason::UpstreamTimeout, &format_args!("no answer within {} s", SCRAPE.as_secs())))?;
+            .map_err(|_| failed(Reason::UpstreamTimeout, &format_args!("no answer within {:?}", self.patience)))?;
         let response = answer.map_err(|error| match error.downcast::<Rejection>() {
             Ok(rejection) => rejection.by(SCRAPING),
             Err(error) => failed(Reason::UpstreamUnreachable, &client::chain(&*error)),
@@ -119,7 +120,7 @@ impl Stack {
                 403 => ": it does not let this client in".to_owned(),
                 // Which selector it does not take.
                 400 => {
-                    let said = timeout(SCRAPE, beginning(body)).await.unwrap_or_default();
+                    let said = timeout(self.patience, beginning(body)).await.unwrap_or_default();
                     let token = head.extensions.get::<Token>();
                     let said = first_line(&said, |line| token.is_some_and(|token| token.is_in(line)));
                     said.map_or_else(|HoldsSecret| String::new(), |line| format!(": {line}"))
@@ -158,6 +159,11 @@ fn of_scrape(rejection: &Rejection) -> Rejection {
     Rejection::new(rejection.reason(), detail).with_status(rejection.status()).by(SCRAPING)
 }
 
+fn patience(interval: Duration) -> Duration {
+    let (least, most) = PATIENCE;
+    interval.clamp(least, most)
+}
+
 /// Who a failed scrape is said to be of.
 pub(super) const SCRAPING: &str = "Scrape";
 const AGENT: &str = concat!("infogw-proxy/", env!("CARGO_PKG_VERSION"));
@@ -178,7 +184,7 @@ fn push(
     let client = |neighbour, url: &Uri| to(settings, metrics, neighbour, url);
     let forward = |client: HttpService, url: &Uri| {
         let forward = Forward::new(client, url.clone(), Success::AsUpstream, Retries::none(), ());
-        again.layer(forward.deadline(PUSH).for_operator())
+        again.layer(forward.deadline(patience(settings.interval)).for_operator())
     };
     Ok(match &settings.to {
         Destination::Upload { upload, authorize, token } => {
@@ -259,7 +265,9 @@ where
     let shows = purpose == Purpose::Show || settings.listen.is_some();
     let stack = ServiceBuilder::new()
         // Bounds the scrape, and leaves out what is too old.
-        .layer(DecodeLayer::new(MetricFamiliesDecoder::new(limits).drop_unusable()).timeout(SCRAPE))
+        .layer(
+            DecodeLayer::new(MetricFamiliesDecoder::new(limits).drop_unusable()).timeout(patience(settings.interval)),
+        )
         // Needs a payload. Before what the gateway grants, which goes over it.
         .layer(EditLayer::new(settings.edits.clone()))
         // Outside of whatever pushes, and asked where something is left to push.
