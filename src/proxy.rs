@@ -2,7 +2,7 @@
 //! case counts where upper case is unset, and what is on this host is reached directly.
 //!
 //! To an https:// server they are tunnels (RFC 9110, section 9.3.6), to an http:// one the proxy is asked for the whole URL. A proxy is
-//! an http:// or socks5:// one.
+//! an http://, https:// or socks5:// one.
 
 use std::{
     fmt, io,
@@ -17,9 +17,12 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::{
-        legacy::connect::{
-            Connected, HttpConnector,
-            proxy::{SocksV5, Tunnel},
+        legacy::{
+            self,
+            connect::{
+                Connected, HttpConnector,
+                proxy::{SocksV5, Tunnel},
+            },
         },
         proxy::matcher::{Intercept, Matcher},
     },
@@ -63,11 +66,13 @@ impl Proxies {
             None => Ok(String::new()),
             Some((name, value)) => {
                 let scheme = value.split_once("://").map_or("http", |(scheme, _)| scheme);
-                let known = matches!(scheme, "http" | "socks5" | "socks5h");
+                let known = matches!(scheme, "http" | "https" | "socks5" | "socks5h");
                 let usable = Matcher::builder().all(value.clone()).build();
                 match usable.intercept(&Uri::from_static("http://anywhere.invalid/")) {
                     Some(_) if known => Ok(value),
-                    _ => Err(format!("{name}: this is none of the proxies that can be used, http:// and socks5://")),
+                    _ => Err(format!(
+                        "{name}: this is none of the proxies that can be used: http://, https:// and socks5://"
+                    )),
                 }
             }
         };
@@ -99,7 +104,7 @@ pub(crate) type Connecting = Pin<Box<dyn Future<Output = Result<Connection, BoxE
 /// Connects to `url` through a proxy.
 pub(crate) fn connect(
     intercept: &Intercept,
-    mut tcp: HttpConnector<Resolver>,
+    tcp: HttpConnector<Resolver>,
     tls: Arc<ClientConfig>,
     url: Uri,
 ) -> Connecting {
@@ -112,66 +117,101 @@ pub(crate) fn connect(
         let connecting = HttpsConnector::from((socks, tls)).call(url);
         return Box::pin(async move { Ok(Connection::direct(connecting.await?)) });
     }
+    // What it is asked is HTTP/1.1, whatever the server behind it speaks.
+    let mut to_proxy = ClientConfig::clone(&tls);
+    to_proxy.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let mut to_proxy = HttpsConnector::from((tcp, Arc::new(to_proxy)));
     if url.scheme_str() == Some("https") {
-        let mut tunnel = Tunnel::new(proxy, tcp);
+        let mut tunnel = Tunnel::new(proxy, to_proxy);
         if let Some(auth) = intercept.basic_auth() {
             tunnel = tunnel.with_auth(auth.clone());
         }
         let connecting = HttpsConnector::from((tunnel, tls)).call(url);
-        return Box::pin(async move { Ok(Connection::direct(connecting.await?)) });
+        return Box::pin(async move { Ok(Connection { way: Way::Tunnel(Box::new(connecting.await?)) }) });
     }
-    let connecting = tcp.call(proxy);
-    Box::pin(async move { Ok(Connection { io: MaybeHttpsStream::Http(connecting.await?), asks_proxy: true }) })
+    let connecting = to_proxy.call(proxy);
+    Box::pin(async move { Ok(Connection { way: Way::Asking(connecting.await?) }) })
 }
 
 /// A connection to a server, or to a proxy that is asked for what is on a server.
-#[derive(Debug)]
 pub struct Connection {
-    io: MaybeHttpsStream<Tcp>,
-    asks_proxy: bool,
+    way: Way,
 }
 
-impl Connection {
-    pub(crate) fn direct(io: MaybeHttpsStream<Tcp>) -> Self {
-        Connection { io, asks_proxy: false }
+enum Way {
+    Direct(MaybeHttpsStream<Tcp>),
+    /// To a proxy.
+    Asking(MaybeHttpsStream<Tcp>),
+    /// Through a proxy.
+    Tunnel(Box<MaybeHttpsStream<MaybeHttpsStream<Tcp>>>),
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connection")
     }
 }
 
-impl hyper_util::client::legacy::connect::Connection for Connection {
+/// What carries bytes both ways.
+trait Stream: Read + Write + legacy::connect::Connection {}
+
+impl<T: Read + Write + legacy::connect::Connection> Stream for T {}
+
+impl Connection {
+    pub(crate) fn direct(io: MaybeHttpsStream<Tcp>) -> Self {
+        Connection { way: Way::Direct(io) }
+    }
+
+    fn stream(&self) -> &dyn Stream {
+        match &self.way {
+            Way::Direct(io) | Way::Asking(io) => io,
+            Way::Tunnel(io) => &**io,
+        }
+    }
+
+    fn stream_mut(self: Pin<&mut Self>) -> Pin<&mut dyn Stream> {
+        match &mut self.get_mut().way {
+            Way::Direct(io) | Way::Asking(io) => Pin::new(io),
+            Way::Tunnel(io) => Pin::new(&mut **io),
+        }
+    }
+}
+
+impl legacy::connect::Connection for Connection {
     fn connected(&self) -> Connected {
-        self.io.connected().proxy(self.asks_proxy)
+        self.stream().connected().proxy(matches!(self.way, Way::Asking(_)))
     }
 }
 
 impl Read for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        self.stream_mut().poll_read(cx, buf)
     }
 }
 
 impl Write for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream_mut().poll_write(cx, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream_mut().poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream_mut().poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.stream().is_write_vectored()
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        self.stream_mut().poll_write_vectored(cx, bufs)
     }
 }
 
@@ -213,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_variable_that_names_no_usable_proxy_is_an_error_that_does_not_quote_it() {
-        for value in ["https://user:hush@proxy", "ftp://hush", "http://hush hush"] {
+        for value in ["socks4://user:hush@proxy", "ftp://hush", "http://hush hush"] {
             let error = proxies(&[("HTTPS_PROXY", value)]).unwrap_err();
             assert!(error.starts_with("HTTPS_PROXY: ") && !error.contains("hush"), "{error}");
         }

@@ -10,14 +10,16 @@ use std::{
 };
 
 use hyper::Method;
+use rcgen::CertificateParams;
 use serde_json::json;
 use support::{
     Answer, Issuer, Upstream, ensure, eventually,
     federate::{Client, Receiver, Source, families, spelt},
     http,
     issuer::{CLIENT, Port, SECRET},
+    proxy::Proxy,
     server::Received,
-    tls::Volume,
+    tls::{Authority, Neighbour, Volume},
     world::{now, spelt as spelt_write},
 };
 use tokio::time::Instant;
@@ -394,7 +396,7 @@ async fn proxy_variables_are_for_whoever_is_pushed_to() {
     assert_eq!((exit.code(), proxy.upload.count(), receiver.upload.count()), (0, 1, 1), "{exit:?}");
 
     let mut command = Client::command();
-    command.env("HTTPS_PROXY", "https://proxy.invalid").args([
+    command.env("HTTPS_PROXY", "socks4://proxy.invalid").args([
         "--from=http://localhost:1",
         "--to-write=https://receiver.invalid/",
         "--once",
@@ -402,8 +404,33 @@ async fn proxy_variables_are_for_whoever_is_pushed_to() {
     let exit = support::process::run(command, b"").await;
     assert_eq!(
         (exit.code(), exit.stderr.as_str()),
-        (64, "error: HTTPS_PROXY: this is none of the proxies that can be used, http:// and socks5://")
+        (64, "error: HTTPS_PROXY: this is none of the proxies that can be used: http://, https:// and socks5://")
     );
+}
+
+#[tokio::test]
+async fn what_is_pushed_by_https_goes_through_tunnels() {
+    let (source, authority) = (Source::of_text(up()).await, Authority::new());
+    let leaf =
+        authority.issue(&CertificateParams::new(["receiver.invalid".to_owned(), "localhost".to_owned()]).unwrap());
+    let receiver = Neighbour::start(&leaf, None).await;
+    let files = Volume::new(&[("ca.crt", &authority.pem())]);
+    for (scheme, shown) in [("http", None), ("https", Some(&leaf))] {
+        let proxy = Proxy::to(receiver.address, shown).await;
+        let mut command = Client::command();
+        command.env("https_proxy", format!("{scheme}://user:pass@localhost:{}", proxy.address.port())).args([
+            format!("--from={}", source.url_of("")),
+            "--to-write=https://receiver.invalid/write".to_owned(),
+            files.flag("--to-ca-file", "ca.crt"),
+            "--once".to_owned(),
+        ]);
+        let asked = receiver.asked();
+        let exit = support::process::run(command, b"").await;
+        assert_eq!((exit.code(), receiver.asked()), (0, asked + 1), "{exit:?}");
+        let [head] = &proxy.asked()[..] else { panic!("{:?}", proxy.asked()) };
+        assert!(head.starts_with("CONNECT receiver.invalid:443 HTTP/1.1\r\n"), "{head}");
+        assert!(head.to_lowercase().contains("proxy-authorization: basic dxnlcjpwyxnz\r\n"), "{head}");
+    }
 }
 
 #[tokio::test]

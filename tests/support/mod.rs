@@ -30,6 +30,7 @@ pub mod issuer;
 pub mod payload;
 pub mod process;
 pub mod prometheus;
+pub mod proxy;
 pub mod server;
 pub mod stores;
 pub mod target;

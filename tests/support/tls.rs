@@ -118,6 +118,13 @@ impl Leaf {
     }
 }
 
+/// Takes TLS connections with this certificate, for whoever serves HTTP/1.1 by hand.
+pub fn acceptor(leaf: &Leaf) -> TlsAcceptor {
+    let builder = rustls::ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let config = builder.unwrap().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], leaf.key_der());
+    TlsAcceptor::from(Arc::new(config.unwrap()))
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
