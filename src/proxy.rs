@@ -153,9 +153,9 @@ impl fmt::Debug for Connection {
 }
 
 /// What carries bytes both ways.
-trait Stream: Read + Write + legacy::connect::Connection {}
+trait Stream: Read + Write + legacy::connect::Connection + Unpin {}
 
-impl<T: Read + Write + legacy::connect::Connection> Stream for T {}
+impl<T: Read + Write + legacy::connect::Connection + Unpin> Stream for T {}
 
 impl Connection {
     pub(crate) fn direct(io: MaybeHttpsStream<Tcp>) -> Self {
