@@ -35,11 +35,12 @@ impl Proxy {
                 connections.spawn(async move {
                     match acceptor {
                         None => tunnel(stream, server, &heads).await,
-                        // A client that does not trust us hangs up.
-                        Some(acceptor) => match acceptor.accept(stream).await {
-                            Ok(stream) => tunnel(stream, server, &heads).await,
-                            Err(_) => {}
-                        },
+                        Some(acceptor) => {
+                            // A client that does not trust us hangs up.
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                tunnel(stream, server, &heads).await;
+                            }
+                        }
                     }
                 });
             }
