@@ -132,19 +132,19 @@ pub struct FederateFlags {
 
 /// telemeter-client's flags of tracing.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Logs")]
+#[command(next_help_heading = "Tracing")]
 pub struct TracingFlags {
-    /// Taken for telemeter-client's sake: this client traces nothing.
-    #[arg(long = "internal.tracing.service-name", value_name = "NAME", hide = true)]
+    /// Taken for telemeter-client's sake: this client traces nothing yet.
+    #[arg(long = "internal.tracing.service-name", value_name = "NAME")]
     pub service_name: Option<String>,
-    /// As above; it is warned of.
-    #[arg(long = "internal.tracing.endpoint", value_name = "URL", hide = true)]
+    /// The same; a value is warned of.
+    #[arg(long = "internal.tracing.endpoint", value_name = "URL")]
     pub endpoint: Option<String>,
-    /// As above.
-    #[arg(long = "internal.tracing.endpoint-type", value_name = "TYPE", hide = true)]
+    /// The same.
+    #[arg(long = "internal.tracing.endpoint-type", value_name = "TYPE")]
     pub endpoint_type: Option<String>,
-    /// As above.
-    #[arg(long = "internal.tracing.sampling-fraction", value_name = "FRACTION", hide = true)]
+    /// The same.
+    #[arg(long = "internal.tracing.sampling-fraction", value_name = "FRACTION")]
     pub sampling_fraction: Option<String>,
 }
 
