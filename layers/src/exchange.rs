@@ -29,7 +29,7 @@
 //! let response = client.oneshot(Request::post("http://localhost/upload").body(Full::default())?).await?;
 //! # use http_body_util::BodyExt;
 //! assert_eq!(response.into_body().collect().await?.to_bytes(), "Bearer t0ken");
-//! assert_eq!(exchange.granted().await?.labels, [("_id".into(), "c1".into())]);
+//! assert_eq!(exchange.granted().await?.labels[..], [("_id".into(), "c1".into())]);
 //! # Ok(()) }
 //! ```
 
