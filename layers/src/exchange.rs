@@ -57,7 +57,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    client_credentials::{ClientSecret, Issued, KeptToken, Token, Tokens},
+    client_credentials::{ClientSecret, KeptToken, Token, Tokens, bearer},
     describe::{Describe, Row},
     payload::{Keep, SeriesSet},
     rejection::{BoxError, Reason, Rejection, excerpt, repeats, retry_after},
@@ -176,9 +176,9 @@ where
         let asked = Instant::now();
         let answer = timeout(self.deadline, self.ask()).await;
         let answer = answer.unwrap_or_else(|_| Err(unavailable(format!("no answer within {:?}", self.deadline))));
-        let Answered { issued, life, labels } = answer.map_err(|rejection| rejection.by(NAME))?;
+        let Answered { authorization, life, labels } = answer.map_err(|rejection| rejection.by(NAME))?;
         kept.generation += 1;
-        let token = Token::new(kept.generation, issued.authorization, asked + life);
+        let token = Token::new(kept.generation, authorization, asked + life);
         let granted = Granted { token, labels };
         kept.granted = Some(granted.clone());
         Ok(granted)
@@ -209,7 +209,7 @@ where
 
 /// What an answer grants, and for how long.
 struct Answered {
-    issued: Issued,
+    authorization: HeaderValue,
     life: Duration,
     labels: Arc<[(Box<str>, Box<str>)]>,
 }
@@ -249,9 +249,8 @@ fn read(
     if let Some((name, _)) = labels.iter().find(|(name, value)| repeats(value, &response.token) || name.is_empty()) {
         return Err(unavailable(format!("its answer has a label `{}` that is none", excerpt(name))));
     }
-    let issued =
-        Issued::bearer(&response.token, None).map_err(|_| unavailable("its `token` cannot stand in a header"))?;
-    Ok(Answered { issued, life, labels: labels.into_iter().collect() })
+    let authorization = bearer(&response.token).map_err(|_| unavailable("its `token` cannot stand in a header"))?;
+    Ok(Answered { authorization, life, labels: labels.into_iter().collect() })
 }
 
 /// Whether `line` repeats what in the URL's query may be a key. What is shorter may stand in any sentence.

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use tower::ServiceExt;
 use tower_service::Service;
 
+use super::kept::bearer;
 use crate::rejection::{BoxError, excerpt, repeats};
 
 /// The longest answer that is read, in bytes.
@@ -34,7 +35,7 @@ pub struct TokenRequest;
 /// A token as it was issued.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    pub(crate) authorization: HeaderValue,
+    pub(super) authorization: HeaderValue,
     pub(super) lifetime: Option<Duration>,
 }
 
@@ -44,10 +45,8 @@ impl Issued {
     /// # Errors
     /// [`IssuerError::Malformed`] if the token cannot stand in a header.
     pub fn bearer(token: &str, lifetime: Option<Duration>) -> Result<Self, IssuerError> {
-        let authorization = HeaderValue::from_str(&format!("Bearer {token}"));
-        let mut authorization =
-            authorization.map_err(|_| malformed("token", "its `access_token` cannot stand in a header"))?;
-        authorization.set_sensitive(true);
+        let authorization =
+            bearer(token).map_err(|_| malformed("token", "its `access_token` cannot stand in a header"))?;
         Ok(Issued { authorization, lifetime })
     }
 }

@@ -31,13 +31,13 @@ impl KeptToken {
             ClientSecret::File(path) => wrong(&format_args!("{}: {error}", path.display())),
             ClientSecret::Value(_) => wrong(&error),
         })?;
-        bearer(&token).map_err(|error| wrong(&error))
+        bearer(token.trim()).map_err(|error| wrong(&error))
     }
 }
 
 /// `Bearer` and the token, marked as sensitive.
 pub(crate) fn bearer(token: &str) -> io::Result<HeaderValue> {
-    let value = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+    let value = HeaderValue::from_str(&format!("Bearer {token}"));
     let mut value = value.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it cannot stand in a header"))?;
     value.set_sensitive(true);
     Ok(value)

@@ -47,4 +47,6 @@ mod source;
 pub use bearer::{Bearer, BearerLayer, Tokens};
 pub use issuer::{ClientCredentials, ClientSecret, InvalidIssuer, Issued, IssuerError, IssuerUrl, TokenRequest};
 pub use kept::KeptToken;
+#[cfg(feature = "exchange")]
+pub(crate) use kept::bearer;
 pub use source::{Token, TokenEvent, TokenSource, TokenUnavailable};
