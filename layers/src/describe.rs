@@ -92,7 +92,7 @@ foreign! {
 }
 
 /// A layer of two kinds, one of which was chosen at the start: they are the same in what they take and refuse with.
-#[cfg(feature = "rate-limit")]
+#[cfg(any(feature = "rate-limit", feature = "trace"))]
 impl<A: Describe<Req>, B, Req> Describe<Req> for tower::util::Either<A, B> {
     fn describe(rows: &mut Vec<Row>) {
         A::describe(rows);

@@ -4,6 +4,7 @@
 //!
 //! | layer | feature | what it does to the request |
 //! | --- | --- | --- |
+//! | [`TraceLayer`](trace) | `trace` | makes a span of it; around an HTTP client, too |
 //! | [`ObserveLayer`](observe) | `observe` | tells metrics and logs what passed |
 //! | [`DrainLayer`](drain) | `drain` | reads a bounded rest of what was refused, so that the answer arrives |
 //! | [`RespondLayer`](respond) | `respond` | writes every refusal, once, in one shape |
@@ -84,5 +85,7 @@ pub mod respond;
 pub mod retry;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "trace")]
+pub mod trace;
 #[cfg(feature = "translate")]
 pub mod translate;

@@ -181,6 +181,9 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             return Some(Flight(outcome.clone()));
         }
         let call = start()?;
+        // The call is part of the trace of whoever came first.
+        #[cfg(feature = "trace")]
+        let call = opentelemetry::trace::FutureExt::with_current_context(call);
         let (landed, outcome) = watch::channel(None);
         airborne.insert(key, outcome.clone());
         drop(airborne);

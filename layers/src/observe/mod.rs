@@ -41,6 +41,14 @@ impl<E, O: Observe<E> + ?Sized> Observe<E> for std::sync::Arc<O> {
     }
 }
 
+/// Both, in this order.
+impl<E, A: Observe<E>, B: Observe<E>> Observe<E> for (A, B) {
+    fn observe(&self, event: &E) {
+        self.0.observe(event);
+        self.1.observe(event);
+    }
+}
+
 impl<E, F: Fn(&E)> Observe<E> for F {
     fn observe(&self, event: &E) {
         self(event);
