@@ -148,7 +148,10 @@ fn registrations<F>(
                 .layer(CircuitLayer::new(circuit.clone(), tollbooth::unavailable()))
                 // Around the whole answer: one that ends in mid-word is none.
                 .layer(TimeoutLayer::new(CALL))
-                .service(ObserveLayer::new(requests).layer(clients.authorize.clone()).and_then(whole));
+                .and_then(whole)
+                .layer(ObserveLayer::new(requests))
+                .option_layer(clients.traces.client("authorize"))
+                .service(clients.authorize.clone());
             // Around the circuit: that we have no token is not the authorizer's failure.
             let client = showing(clients.credentials.clone(), client, tollbooth::is_about_caller);
             let tollbooth = Tollbooth::new(client, uri.clone());

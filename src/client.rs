@@ -41,6 +41,7 @@ use crate::{
     retry::Retries,
     shared::Shared,
     tls::{ClientFiles, Current, Live},
+    traces::Traces,
 };
 
 /// A client over pooled connections, plaintext or TLS, HTTP/1.1 or h2 as ALPN says.
@@ -57,6 +58,8 @@ pub struct Clients<F = Balanced> {
     pub retries: Retries,
     /// The token that both are shown, if flags name an issuer.
     pub credentials: Option<TokenSource>,
+    /// Spans of requests and calls.
+    pub traces: Traces,
 }
 
 /// As telemeter-server has it.
@@ -80,6 +83,7 @@ impl Clients {
             }),
             retries: Retries::default(),
             credentials: None,
+            traces: Traces::default(),
         })
     }
 }

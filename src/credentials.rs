@@ -7,18 +7,20 @@ use infogw_layers::{
     clock::SystemClock,
     observe::{Exchange, Observe, ObserveLayer},
 };
-use tower::Layer;
+use tower::ServiceBuilder;
 
-use crate::{admin::metrics::OidcMetrics, client::HttpClient, config::Oidc};
+use crate::{admin::metrics::OidcMetrics, client::HttpClient, config::Oidc, traces::Traces};
 
 /// Begins to get tokens, and tells `requests` of what that takes. The issuer need not be up.
 pub fn token_source(
     oidc: &Oidc,
     client: HttpClient,
     requests: impl for<'a> Observe<Exchange<'a>> + Clone + Send + Sync + 'static,
+    traces: &Traces,
     metrics: OidcMetrics,
 ) -> TokenSource {
-    let client = ObserveLayer::new(requests).layer(client);
+    let client =
+        ServiceBuilder::new().layer(ObserveLayer::new(requests)).option_layer(traces.client("oauth")).service(client);
     let issuer =
         ClientCredentials::new(client, oidc.issuer.clone(), oidc.client_id.as_str(), oidc.client_secret.clone());
     let issuer = match &oidc.audience {

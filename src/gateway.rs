@@ -15,6 +15,7 @@ use crate::{
     route::Router,
     server::{self, Ending, Listener},
     tls::{Live, ServerFiles},
+    traces::Traces,
 };
 
 /// How long the public listener still answers once the end has come: with 503, and so does readiness, so that whoever balances the
@@ -53,6 +54,7 @@ pub struct Gateway {
     grace: Duration,
     /// Those who follow files.
     followers: JoinSet<()>,
+    traces: Traces,
 }
 
 impl Gateway {
@@ -64,6 +66,7 @@ impl Gateway {
         let metrics = Metrics::new().map_err(|error| StartError::Environment(error.to_string()))?;
         let environment = StartError::Environment;
         let mut clients = Clients::new(config).map_err(environment)?;
+        clients.traces = Traces::new(config.tracing.as_ref()).map_err(environment)?;
         let mut followers = JoinSet::new();
         config.tls.follow(&mut followers, &metrics.tls);
         config.keys.follow(&mut followers, &metrics.keys);
@@ -76,7 +79,8 @@ impl Gateway {
             oidc.tls.follow(&mut followers, &metrics.tls);
             let client = client(&oidc.tls, Some(oidc.issuer.configuration()), CONNECT).map_err(environment)?;
             let counted = metrics.oidc().map_err(|error| environment(error.to_string()))?;
-            clients.credentials = Some(token_source(oidc, client, metrics.client("oauth", config.verbose), counted));
+            let requests = metrics.client("oauth", config.verbose);
+            clients.credentials = Some(token_source(oidc, client, requests, &clients.traces, counted));
         }
         clients.forward.follow(config.upstream.uri(), Dns, Pace::default(), &mut followers, metrics.upstream.clone());
         let readiness = Readiness::default();
@@ -98,6 +102,7 @@ impl Gateway {
             reloader: Reloader::new(config),
             grace: config.connections.shutdown_grace,
             followers,
+            traces: clients.traces,
         })
     }
 
@@ -124,8 +129,18 @@ impl Gateway {
 
     /// Serves until `stop` turns true and requests in flight have ended. The internal listener goes last: it tells what goes on.
     pub async fn serve(self, mut stop: watch::Receiver<bool>) {
-        let Gateway { router, public, internal, readiness, guard, metrics, reloader, grace, followers: _followers } =
-            self;
+        let Gateway {
+            router,
+            public,
+            internal,
+            readiness,
+            guard,
+            metrics,
+            reloader,
+            grace,
+            followers: _followers,
+            traces,
+        } = self;
         let (stop_public, public_stopped) = watch::channel(false);
         let (stop_internal, internal_stopped) = watch::channel(false);
         let ready = readiness.clone();
@@ -143,6 +158,7 @@ impl Gateway {
         let _ = public.await;
         let _ = stop_internal.send(true);
         let _ = internal.await;
+        traces.end().await;
     }
 }
 

@@ -61,6 +61,7 @@ pub mod shared;
 pub mod stack;
 pub mod stores;
 pub mod tls;
+pub mod traces;
 pub mod watch;
 
 #[cfg(test)]

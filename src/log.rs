@@ -15,17 +15,23 @@ use tracing::{
     level_filters::LevelFilter,
 };
 use tracing_subscriber::{
+    filter::Targets,
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt as _,
     registry::LookupSpan,
 };
 
 /// Begins to log, from `level` up. Only the first call of a process counts.
 pub fn init(level: Level) {
+    let level = LevelFilter::from_level(level);
+    // What OpenTelemetry's SDK says at debug quotes those who take spans, who may quote our key.
+    let targets = Targets::new().with_default(level).with_target("opentelemetry", level.min(LevelFilter::WARN));
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::from_level(level))
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .event_format(Logfmt)
-        .finish();
+        .finish()
+        .with(targets);
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 

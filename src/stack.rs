@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use infogw_layers::{
-    authorize::{AuthorizeLayer, BearerToken},
+    authorize::{AuthorizeLayer, Authorized, BearerToken, Identity},
     circuit::Circuit,
     decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
     describe::{Describe, DescribePredicate},
@@ -20,10 +20,12 @@ use infogw_layers::{
     policy::{Endpoint, PolicyLayer, RequestQuota, SampleQuota},
     rejection::{BoxError, Reason, Rejection, shed_above},
     respond::RespondLayer,
+    trace::{self, Refusals},
     translate::TranslateLayer,
 };
+use opentelemetry::KeyValue;
 use tower::{
-    Layer, Service, ServiceBuilder,
+    Service, ServiceBuilder,
     filter::{FilterLayer, Predicate},
     limit::ConcurrencyLimitLayer,
     load_shed::LoadShedLayer,
@@ -50,12 +52,14 @@ pub fn upload<B: RequestBody>(
     let handler = metrics.handler("upload");
     let forward = forward(config, metrics, clients, handler, Success::Ok);
     let stack = ServiceBuilder::new()
-        // Outermost: sees each request once, whoever answers it.
+        // Outermost: all that a request brings about belongs to its trace.
+        .option_layer(clients.traces.server("/upload"))
+        // Sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
         .layer(drain())
         // Around whatever refuses, inside what looks at answers only.
-        .layer(RespondLayer::new().observed_by(handler))
+        .layer(RespondLayer::new().observed_by((handler, Refusals)))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
@@ -64,6 +68,8 @@ pub fn upload<B: RequestBody>(
         .layer(limits.heads())
         // Before whatever is charged to or checked against an identity.
         .layer(AuthorizeLayer::new(BearerToken, authorizers::tokens(config, metrics, handler)))
+        // Needs an identity, and comes before whatever may refuse it.
+        .map_request(note_cluster)
         // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
         // Knows the quota, and comes before the body costs memory and time. Outside the limit below: what that sheds is refunded.
@@ -100,12 +106,14 @@ pub fn receive<B: RequestBody>(
     let handler = metrics.handler("receive");
     let forward = forward(config, metrics, clients, handler, Success::AsUpstream);
     let stack = ServiceBuilder::new()
-        // Outermost: sees each request once, whoever answers it.
+        // Outermost: all that a request brings about belongs to its trace.
+        .option_layer(clients.traces.server("/metrics/v1/receive"))
+        // Sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
         .layer(drain())
         // Around whatever refuses, inside what looks at answers only.
-        .layer(RespondLayer::new().observed_by(handler))
+        .layer(RespondLayer::new().observed_by((handler, Refusals)))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // The same; what it refuses would only be late. Before the body is read, so that refusing costs next to nothing.
@@ -117,6 +125,8 @@ pub fn receive<B: RequestBody>(
             SenderSource::new(config),
             authorizers::senders(config, metrics, clients, circuit, handler),
         ))
+        // Needs an identity, and comes before whatever may refuse it.
+        .map_request(note_cluster)
         // Needs an identity. Everything inside finds here what holds for it: one policy for the whole request.
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Receive))
         // Knows the quota, and comes before the body costs memory and time.
@@ -155,12 +165,14 @@ pub fn authorize<B: RequestBody>(
     let handler = metrics.handler("authorize");
     let issue = IssueToken::new(config.keys.signer().clone(), config.token_lifetime, config.partition_label.clone());
     let stack = ServiceBuilder::new()
-        // Outermost: sees each request once, whoever answers it.
+        // Outermost: all that a request brings about belongs to its trace.
+        .option_layer(clients.traces.server("/authorize"))
+        // Sees each request once, whoever answers it.
         .layer(ObserveLayer::new(handler))
         // Around whatever may refuse without having read the body, and around Respond, because it waits for the answer.
         .layer(drain())
         // Around whatever refuses, inside what looks at answers only.
-        .layer(RespondLayer::new().observed_by(handler))
+        .layer(RespondLayer::new().observed_by((handler, Refusals)))
         // Costs nothing, so it comes before whatever costs.
         .layer(FilterLayer::new(PostOnly))
         // Before whatever keeps the head for longer than it takes to look at it.
@@ -177,6 +189,8 @@ pub fn authorize<B: RequestBody>(
         .layer(ConcurrencyLimitLayer::new(config.in_flight.get()))
         // Not cached: for the authorizer the call is a registration.
         .layer(AuthorizeLayer::new(RegistrationCredential, authorizers::registering(config, metrics, clients, circuit)))
+        // Needs an identity, and comes before whatever may refuse it.
+        .map_request(note_cluster)
         // Needs an identity. Says who may have no token, and which labels a token holds its cluster to.
         .layer(PolicyLayer::new(config.policy.live().clone(), Endpoint::Upload))
         .service(issue);
@@ -232,9 +246,22 @@ fn forward<C: ApiClient>(
     handler: Handler,
     success: Success,
 ) -> Forward<impl ApiClient + use<C>, Handler> {
-    let client = ObserveLayer::new(metrics.client("forward", config.verbose)).layer(clients.forward.clone());
+    let client = ServiceBuilder::new()
+        .layer(ObserveLayer::new(metrics.client("forward", config.verbose)))
+        .option_layer(clients.traces.client("forward"))
+        .service(clients.forward.clone());
     let client = showing(clients.credentials.clone(), client, |_| true);
     Forward::new(client, config.upstream.uri().clone(), success, clients.retries.clone(), handler)
+}
+
+/// Says on a request's span whose it is.
+fn note_cluster<B>(request: Request<B>) -> Request<B> {
+    if let Some(identity) = request.extensions().get::<Authorized<Identity>>() {
+        trace::note(|span| {
+            span.set_attribute(KeyValue::new("infogw.cluster", identity.cluster.as_str().to_owned()));
+        });
+    }
+    request
 }
 
 /// Every route takes POST alone.

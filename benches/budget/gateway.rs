@@ -122,8 +122,8 @@ impl Gateway {
         };
         let headers = headers(kind, &token, body.len())?;
 
-        let Clients { authorize, retries, credentials, .. } = clients;
-        let clients = Clients { authorize, retries, credentials, forward: service_fn(taken) };
+        let Clients { authorize, retries, credentials, traces, .. } = clients;
+        let clients = Clients { authorize, retries, credentials, traces, forward: service_fn(taken) };
         let stack = match kind {
             Kind::Upload => BoxCloneSyncService::new(stack::upload(&config, metrics, &clients, &limits)),
             _ => BoxCloneSyncService::new(stack::receive(&config, metrics, &clients, &circuit, &limits)),

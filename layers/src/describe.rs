@@ -107,6 +107,14 @@ impl<S: Describe<Req>, F, Req> Describe<Req> for tower::util::MapErr<S, F> {
     }
 }
 
+/// Looks at requests, or changes what is no part of their type.
+#[cfg(any(feature = "authorize", feature = "decode", feature = "rate-limit", feature = "respond", feature = "trace"))]
+impl<S: Describe<Req>, F, Req> Describe<Req> for tower::util::MapRequest<S, F> {
+    fn describe(rows: &mut Vec<Row>) {
+        S::describe(rows);
+    }
+}
+
 /// A predicate for tower's `FilterLayer` that says what it refuses.
 pub trait DescribePredicate {
     /// The reasons it refuses with.

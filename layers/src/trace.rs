@@ -59,7 +59,7 @@ use crate::{
     rejection::Rejection,
 };
 
-/// Bytes of a header that are read, or noted: what a sender says of a trace goes on to every neighbour, and waits to be exported. The
+/// Characters of a header that are read, or noted: what a sender says of a trace goes on to every neighbour, and waits to be exported. The
 /// longest `tracestate` that has to be passed on (W3C Trace Context, section 3.3.1.5).
 const LONGEST: usize = 512;
 
@@ -240,7 +240,8 @@ fn method(method: &Method) -> &'static str {
 
 /// No more of a text than is noted.
 fn start(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text)
+    let end = text.char_indices().nth(LONGEST);
+    end.and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
 /// Headers, but for long ones.
@@ -457,13 +458,24 @@ mod tests {
         assert_eq!(server.parent_span_id.to_string(), "b7ad6b7169203331");
         assert_eq!(client.parent_span_id, server.span_context.span_id());
         let id = client.span_context.span_id();
-        assert_eq!(told.unwrap(), format!("00-0af7651916cd43dd8448eb211c80319c-{id}-01"), "the client's span, not the server's");
+        assert_eq!(
+            told.unwrap(),
+            format!("00-0af7651916cd43dd8448eb211c80319c-{id}-01"),
+            "the client's span, not the server's"
+        );
         assert_eq!(state.unwrap(), "vendor=1");
         let seen = |span: &SpanData, names: &[&'static str]| -> Vec<String> {
             names.iter().map(|name| attribute(span, name)).collect()
         };
         assert_eq!((&*server.name, server.span_kind.clone()), ("POST /upload", SpanKind::Server));
-        let names = ["http.request.method", "http.route", "url.path", "http.response.status_code", "user_agent.original", "network.protocol.version"];
+        let names = [
+            "http.request.method",
+            "http.route",
+            "url.path",
+            "http.response.status_code",
+            "user_agent.original",
+            "network.protocol.version",
+        ];
         assert_eq!(seen(&server, &names), ["POST", "/upload", "/upload", "200", "Prometheus/3", "1.1"]);
         assert_eq!((&*client.name, client.span_kind.clone()), ("POST upstream", SpanKind::Client));
         let names = ["http.request.method", "server.address", "server.port", "url.full", "http.response.status_code"];
@@ -504,7 +516,10 @@ mod tests {
         assert_eq!(ended(Collected::server, Ok(503)).await, ("503".to_owned(), String::new(), Status::error("")));
         assert_eq!(ended(Collected::client, Ok(302)).await, status("302"));
         assert_eq!(ended(Collected::client, Ok(429)).await, failed("429"));
-        assert_eq!(ended(Collected::client, Err("refused")).await, (String::new(), "_OTHER".to_owned(), Status::error("no answer")));
+        assert_eq!(
+            ended(Collected::client, Err("refused")).await,
+            (String::new(), "_OTHER".to_owned(), Status::error("no answer"))
+        );
 
         let collected = Collected::new(Sampler::AlwaysOn);
         let hangs = service_fn(|_: Request<()>| pending::<Result<Response<()>, Infallible>>());
@@ -518,10 +533,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_says_why_and_where() {
-        for (reason, expected) in [
-            (Reason::RateLimited, Status::Unset),
-            (Reason::UpstreamTimeout, Status::error("no answer within 5s")),
-        ] {
+        for (reason, expected) in
+            [(Reason::RateLimited, Status::Unset), (Reason::UpstreamTimeout, Status::error("no answer within 5s"))]
+        {
             let collected = Collected::new(Sampler::AlwaysOn);
             let inner = service_fn(move |_: Request<()>| {
                 let rejection = Rejection::new(reason, "no answer within 5s").by("Forward");
@@ -530,7 +544,10 @@ mod tests {
             });
             collected.server().layer(inner).oneshot(Request::new(())).await.unwrap();
             let [span] = collected.spans().try_into().unwrap();
-            assert_eq!((attribute(&span, "error.type"), attribute(&span, "infogw.layer")), (reason.as_str().to_owned(), "Forward".to_owned()));
+            assert_eq!(
+                (attribute(&span, "error.type"), attribute(&span, "infogw.layer")),
+                (reason.as_str().to_owned(), "Forward".to_owned())
+            );
             assert_eq!(span.status, expected);
             let told: Vec<_> = span.events.iter().map(|event| event.attributes[0].value.to_string()).collect();
             assert_eq!(told, if expected == Status::Unset { &["no answer within 5s"][..] } else { &[] });
@@ -551,7 +568,9 @@ mod tests {
         let mut request = Request::new(());
         *request.method_mut() = Method::from_bytes(b"MADE-UP").unwrap();
         *request.uri_mut() = format!("/{long}?token=secret").parse().unwrap();
-        for (name, value) in [("traceparent", PARENT.to_owned()), ("tracestate", format!("vendor={long}")), ("user-agent", long.clone())] {
+        for (name, value) in
+            [("traceparent", PARENT.to_owned()), ("tracestate", format!("vendor={long}")), ("user-agent", long.clone())]
+        {
             request.headers_mut().insert(name, value.parse().unwrap());
         }
         stack.oneshot(request).await.unwrap();

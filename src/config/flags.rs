@@ -5,7 +5,7 @@ use std::fmt;
 use clap::{ArgAction, Args};
 
 use super::{
-    AuthorizationFlags, ClientInfoFlags, ConnectionFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags,
+    AuthorizationFlags, ClientInfoFlags, ConnectionFlags, OidcFlags, PolicyFlags, StoreFlags, TlsFlags, TracingFlags,
     show::ShownFlags,
 };
 
@@ -98,6 +98,10 @@ pub struct Flags {
         value_parser = go_bool
     )]
     pub verbose: bool,
+
+    /// Where spans of requests go.
+    #[command(flatten)]
+    pub tracing: TracingFlags,
 }
 
 /// As they may be [shown](ShownFlags).

@@ -12,6 +12,7 @@ mod rates;
 pub mod show;
 mod stores;
 mod tls;
+mod tracing;
 
 use std::{
     fmt, io,
@@ -38,6 +39,7 @@ pub use rates::RateFlags;
 pub use stores::{MemcachedServers, StoreFlags, Stores};
 pub use tls::{TlsConfig, TlsFlags};
 pub(crate) use tls::{file, pair, system_roots, tls_to, used};
+pub use tracing::{SpanEndpoint, Tracing, TracingFlags};
 
 use crate::keys::Keyring;
 
@@ -94,9 +96,11 @@ pub struct Config {
     /// What replicas share.
     pub stores: Stores,
     /// The least severe level that is logged.
-    pub log_level: tracing::Level,
+    pub log_level: ::tracing::Level,
     /// Log outgoing requests.
     pub verbose: bool,
+    /// Where spans of requests go, if anywhere.
+    pub tracing: Option<Tracing>,
 }
 
 /// Who says which token is which cluster's.
@@ -194,6 +198,7 @@ impl Config {
         let tls = TlsConfig::new(flags.tls, upstream.uri(), authorizer.url())?;
         let oidc_idle = Oidc::idle(&flags.oidc);
         let oidc = Oidc::new(flags.oidc, &tls.roots)?;
+        let tracing = Tracing::new(flags.tracing, "telemeter-server", &tls.roots)?;
         let authorizations = flags.authorization.parse()?;
         let (policy, written) = GatewayPolicy::read(&policy_sources)?;
         let config = Config {
@@ -218,6 +223,7 @@ impl Config {
             stores: Stores::new(flags.stores)?,
             log_level: log_level(flags.log_level)?,
             verbose: flags.verbose,
+            tracing,
         };
         Ok((config, written))
     }
@@ -243,12 +249,12 @@ impl PolicySources {
     }
 }
 
-pub(crate) fn log_level(flag: Option<String>) -> Result<tracing::Level, ConfigError> {
+pub(crate) fn log_level(flag: Option<String>) -> Result<::tracing::Level, ConfigError> {
     match given(flag).as_deref() {
-        Some("debug") => Ok(tracing::Level::DEBUG),
-        None | Some("info") => Ok(tracing::Level::INFO),
-        Some("warn") => Ok(tracing::Level::WARN),
-        Some("error") => Ok(tracing::Level::ERROR),
+        Some("debug") => Ok(::tracing::Level::DEBUG),
+        None | Some("info") => Ok(::tracing::Level::INFO),
+        Some("warn") => Ok(::tracing::Level::WARN),
+        Some("error") => Ok(::tracing::Level::ERROR),
         Some(other) => wrong!("--log-level: `{other}` is none of debug, info, warn, error"),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     AuthorizationFlags, ClientInfoFlags, ConnectionFlags, Flags, OidcFlags, PolicyFlags, RateFlags, StoreFlags,
-    TlsFlags,
+    TlsFlags, TracingFlags,
     policy::values::{Rate, RequestRate, SampleRate},
 };
 
@@ -49,7 +49,7 @@ impl ShownFlags {
             limit_in_flight: number(1024),
             log_level: text("info"),
             verbose: switch,
-        } tls client_info authorization oidc policy connections stores);
+        } tls client_info authorization oidc policy connections stores tracing);
         show!(
             shown,
             tls,
@@ -165,6 +165,15 @@ impl ShownFlags {
                 redis_tls_key: unset,
             }
         );
+        let TracingFlags { service_name, endpoint, endpoint_type, sampling_fraction } = tracing;
+        for (name, value) in [
+            ("service-name", text("telemeter-server")(service_name)),
+            ("endpoint", url(endpoint)),
+            ("endpoint-type", text("agent")(endpoint_type)),
+            ("sampling-fraction", said(sampling_fraction).and_then(|part| part.parse().ok()).unwrap_or(0.1).into()),
+        ] {
+            shown.push((format!("internal.tracing.{name}"), value));
+        }
         ShownFlags(shown)
     }
 }

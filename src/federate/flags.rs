@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::{ArgAction, Args};
 
-use crate::config::{ConfigError, OidcFlags, go_bool, is_given, variable};
+use crate::config::{ConfigError, OidcFlags, TracingFlags, go_bool, is_given, variable};
 
 /// For --from-token.
 pub(crate) const FROM_TOKEN: &str = "INFOGW_FROM_TOKEN";
@@ -125,27 +125,9 @@ pub struct FederateFlags {
         value_parser = go_bool
     )]
     pub verbose: bool,
-    /// Taken, and of no use yet: this client traces nothing.
+    /// Where spans of its requests go.
     #[command(flatten)]
     pub tracing: TracingFlags,
-}
-
-/// telemeter-client's flags of tracing.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Tracing")]
-pub struct TracingFlags {
-    /// Taken for telemeter-client's sake: this client traces nothing yet.
-    #[arg(long = "internal.tracing.service-name", value_name = "NAME")]
-    pub service_name: Option<String>,
-    /// The same; a value is warned of.
-    #[arg(long = "internal.tracing.endpoint", value_name = "URL")]
-    pub endpoint: Option<String>,
-    /// The same.
-    #[arg(long = "internal.tracing.endpoint-type", value_name = "TYPE")]
-    pub endpoint_type: Option<String>,
-    /// The same.
-    #[arg(long = "internal.tracing.sampling-fraction", value_name = "FRACTION")]
-    pub sampling_fraction: Option<String>,
 }
 
 /// Without secrets, and without URLs and files, which may hold some.

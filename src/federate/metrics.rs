@@ -144,7 +144,7 @@ pub(super) enum Neighbour {
 }
 
 impl Neighbour {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Neighbour::From => "federate_from",
             Neighbour::To => "federate_to",

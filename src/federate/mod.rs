@@ -44,7 +44,7 @@ use metrics::{Failures, Metrics};
 pub use settings::Settings;
 use stack::{Purpose, Stack};
 
-use crate::gateway::StartError;
+use crate::{gateway::StartError, traces::Traces};
 
 /// A payload is given up when it would be older than a gateway takes, 24 hours; what is scraped may be of five minutes before.
 const KEEP_FOR: Duration = Duration::from_secs(24 * 3600 - 10 * 60);
@@ -70,6 +70,7 @@ pub struct Federate {
     stack: Arc<watch::Sender<Arc<Stack>>>,
     metrics: Arc<Metrics>,
     selection: Selection,
+    traces: Traces,
 }
 
 impl Federate {
@@ -101,8 +102,10 @@ impl Federate {
     fn telling(failures: Failures, settings: Settings) -> Result<Self, StartError> {
         let environment = |error: prometheus::Error| StartError::Environment(error.to_string());
         let (metrics, selection) = (Arc::new(Metrics::new(failures).map_err(environment)?), Selection::default());
-        let stack = Stack::new(settings, Purpose::Push, &metrics, &selection).map_err(StartError::Environment)?;
-        Ok(Federate { stack: Arc::new(watch::Sender::new(Arc::new(stack))), metrics, selection })
+        let traces = Traces::new(settings.tracing.as_ref()).map_err(StartError::Environment)?;
+        let stack =
+            Stack::new(settings, Purpose::Push, &metrics, &selection, &traces).map_err(StartError::Environment)?;
+        Ok(Federate { stack: Arc::new(watch::Sender::new(Arc::new(stack))), metrics, selection, traces })
     }
 
     /// One round, of which nothing is tried again.
@@ -125,14 +128,16 @@ impl Federate {
     /// Pushes round after round until `stop` turns true.
     pub async fn run(&self, stop: watch::Receiver<bool>) {
         rounds::run(self.stack.subscribe(), &self.metrics, stop).await;
+        self.traces.end().await;
     }
 
-    /// From now on does as `settings` say; what is at hand is pushed as it was begun. Listener and log stay as they are.
+    /// From now on does as `settings` say; what is at hand is pushed as it was begun. Listener, log and traces stay as
+    /// they are.
     ///
     /// # Errors
     /// Where there are no roots to trust; then all stays as it was.
     pub fn replace(&self, settings: Settings) -> Result<(), String> {
-        let stack = Stack::new(settings, Purpose::Push, &self.metrics, &self.selection)?;
+        let stack = Stack::new(settings, Purpose::Push, &self.metrics, &self.selection, &self.traces)?;
         self.stack.send_replace(Arc::new(stack));
         Ok(())
     }
@@ -142,9 +147,11 @@ async fn one_round(settings: Settings, purpose: Purpose) -> Result<Selection, Re
     let fault = |why: String| Rejection::new(Reason::Internal, why);
     let metrics = Arc::new(Metrics::new(Failures::default()).map_err(|error| fault(error.to_string()))?);
     let selection = Selection::default();
-    let stack = Stack::new(settings, purpose, &metrics, &selection).map_err(fault)?;
-    rounds::round(&stack, &metrics).await?;
-    Ok(selection)
+    let traces = Traces::new(settings.tracing.as_ref()).map_err(fault)?;
+    let stack = Stack::new(settings, purpose, &metrics, &selection, &traces).map_err(fault)?;
+    let pushed = rounds::round(&stack, &metrics).await;
+    traces.end().await;
+    pushed.map(|()| selection)
 }
 
 fn seconds_since_epoch() -> i64 {

@@ -19,7 +19,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_se
 pub(super) async fn round(stack: &Stack, metrics: &Metrics) -> Result<(), Rejection> {
     metrics.attempts.inc();
     let pushed = async { stack.push(stack.scrape().await?).await };
-    match pushed.await {
+    match stack.traces.of("round", pushed).await {
         Ok(()) => {
             metrics.succeeded();
             Ok(())

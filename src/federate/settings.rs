@@ -13,7 +13,7 @@ use infogw_layers::{
 use super::FederateFlags;
 use crate::{
     config::{
-        ConfigError, Oidc, addresses, duration, file, given, label_name, log_level, number, pair, pairs, path,
+        ConfigError, Oidc, Tracing, addresses, duration, file, given, label_name, log_level, number, pair, pairs, path,
         secret_file, secret_in, shown, system_roots, url_of, used, wrong,
     },
     proxy::Proxies,
@@ -40,6 +40,8 @@ pub struct Settings {
     pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) log_level: tracing::Level,
     pub(super) verbose: bool,
+    /// Where spans go, if anywhere.
+    pub(super) tracing: Option<Tracing>,
     /// What whoever runs this should know.
     pub(super) warnings: Vec<&'static str>,
 }
@@ -135,7 +137,8 @@ impl Settings {
         let token = secret(flags.to_token, ("--to-token-file", flags.to_token_file))?;
         let oidc = Oidc::new(flags.oidc, &roots)?;
         let to = to.read(id.as_deref(), token, oidc, given(flags.to_tenant_id))?;
-        let to_files = ClientFiles { ca: file("--to-ca-file", flags.to_ca_file)?, ..ClientFiles::new("to", roots) };
+        let to_files =
+            ClientFiles { ca: file("--to-ca-file", flags.to_ca_file)?, ..ClientFiles::new("to", Arc::clone(&roots)) };
         let secure = to.urls().find(|url| url.scheme_str() == Some("https"));
         let to_tls = used(to_files, "--to", secure)?;
 
@@ -174,9 +177,7 @@ impl Settings {
             0 => LARGEST_PAYLOAD,
             limit => limit,
         };
-        if given(flags.tracing.endpoint).is_some() {
-            warnings.push("--internal.tracing.endpoint: this client traces nothing yet");
-        }
+        let tracing = Tracing::new(flags.tracing, "telemeter-client", &roots)?;
         let listen = match flags.listen {
             Some(listen) if listen.is_empty() => None,
             listen => Some(addresses("--listen", listen, "localhost:9002")?),
@@ -196,6 +197,7 @@ impl Settings {
             listen,
             log_level: log_level(flags.log_level)?,
             verbose: flags.verbose,
+            tracing,
             warnings,
         })
     }

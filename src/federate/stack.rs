@@ -34,6 +34,7 @@ use crate::{
     forward::{Forward, HoldsSecret, Success, beginning, first_line},
     retry::Retries,
     scrape::{ACCEPT, endpoint},
+    traces::Traces,
 };
 
 /// How long a scrape's answer may take to begin, how long to arrive, and how long whoever is pushed to may take for an answer: the
@@ -65,6 +66,8 @@ pub(super) struct Stack {
     pub(super) interval: Duration,
     /// Which of a fleet it is.
     pub(super) id: Option<String>,
+    /// Of each round a trace is made.
+    pub(super) traces: Traces,
     /// Those who follow files.
     _followers: JoinSet<()>,
 }
@@ -79,13 +82,17 @@ impl Stack {
         purpose: Purpose,
         metrics: &Arc<Metrics>,
         selection: &Selection,
+        traces: &Traces,
     ) -> Result<Self, String> {
         let mut followers = JoinSet::new();
         for tls in [&settings.from_tls, &settings.to_tls] {
             tls.follow(&mut followers, &metrics.tls);
         }
         let from = client(&settings.from_tls, Some(&settings.from), CONNECT)?;
-        let from = ObserveLayer::new(metrics.client(Neighbour::From, settings.verbose)).layer(from);
+        let from = ServiceBuilder::new()
+            .layer(ObserveLayer::new(metrics.client(Neighbour::From, settings.verbose)))
+            .option_layer(traces.client(Neighbour::From.name()))
+            .service(from);
         let from = match settings.from_token.clone() {
             Some(token) => HttpService::new(BearerLayer::new(token).layer(from)),
             None => unshown(from),
@@ -94,10 +101,10 @@ impl Stack {
         *request.uri_mut() = settings.from.clone();
         request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
         request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(AGENT));
-        let push = push(&settings, purpose, metrics, selection, &mut followers)?;
+        let push = push(&settings, purpose, metrics, selection, traces, &mut followers)?;
         let Settings { interval, id, .. } = settings;
         let patience = patience(interval);
-        Ok(Stack { from, request, push, patience, interval, id, _followers: followers })
+        Ok(Stack { from, request, push, patience, interval, id, traces: traces.clone(), _followers: followers })
     }
 
     /// Scrapes. What is answered is what the push begins with.
@@ -174,6 +181,7 @@ fn push(
     purpose: Purpose,
     metrics: &Arc<Metrics>,
     selection: &Selection,
+    traces: &Traces,
     followers: &mut JoinSet<()>,
 ) -> Result<Push, String> {
     let again = match purpose {
@@ -181,7 +189,7 @@ fn push(
         Purpose::PushOnce | Purpose::Show => RetryUntilTaken::once(),
     };
     let again = RetryLayer::new(again.observed_by(Arc::clone(metrics)));
-    let client = |neighbour, url: &Uri| to(settings, metrics, neighbour, url);
+    let client = |neighbour, url: &Uri| to(settings, metrics, traces, neighbour, url);
     let forward = |client: HttpService, url: &Uri| {
         let forward = Forward::new(client, url.clone(), Success::AsUpstream, Retries::none(), ());
         again.layer(forward.deadline(patience(settings.interval)).for_operator())
@@ -214,7 +222,7 @@ fn push(
                     let issuer = client_through(settings.proxies.clone(), &oidc.tls, Some(issuer), CONNECT)?;
                     let requests = metrics.client(Neighbour::Issuer, settings.verbose);
                     let counted = metrics.oidc().map_err(|error| error.to_string())?;
-                    let tokens = token_source(oidc, issuer, requests, counted);
+                    let tokens = token_source(oidc, issuer, requests, traces, counted);
                     HttpService::new(BearerLayer::new(tokens).layer(writes))
                 }
             };
@@ -306,7 +314,13 @@ async fn shown_only(_: Request<MetricFamilies>) -> Result<Response<Full<Bytes>>,
 }
 
 /// The client that calls whoever is pushed to, through a proxy if there is one.
-fn to(settings: &Settings, metrics: &Metrics, neighbour: Neighbour, url: &Uri) -> Result<HttpService, String> {
+fn to(
+    settings: &Settings,
+    metrics: &Metrics,
+    traces: &Traces,
+    neighbour: Neighbour,
+    url: &Uri,
+) -> Result<HttpService, String> {
     let proxies = settings.proxies.clone();
     let client = client_through(proxies.clone(), &settings.to_tls, Some(url), CONNECT)?;
     let client = ServiceBuilder::new()
@@ -317,6 +331,7 @@ fn to(settings: &Settings, metrics: &Metrics, neighbour: Neighbour, url: &Uri) -
             }
             request
         })
+        .option_layer(traces.client(neighbour.name()))
         .service(client);
     Ok(unshown(client))
 }
