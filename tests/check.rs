@@ -84,7 +84,8 @@ async fn every_flag_is_printed_with_its_value_or_its_default() {
             ("shared-key", Some(_)) => json!([]),
             ("limit-receive-requests-burst" | "limit-receive-samples-burst", Some(_)) => json!(null),
             ("receive-tenant-id", None) => json!(null),
-            (_, Some(default)) => default.parse::<u64>().map_or_else(|_| json!(default), |number| json!(number)),
+            ("internal.tracing.service-name", None) => json!("telemeter-server"),
+            (_, Some(default)) => serde_json::from_str(default).unwrap_or_else(|_| json!(default)),
             (_, None) if value.is_array() => json!([]),
             (_, None) => json!(null),
         };
