@@ -12,8 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Uri};
-use http_body::Body;
+use http::{HeaderMap, Uri};
 use http_body_util::Full;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
@@ -27,6 +26,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use infogw_layers::{
+    client::ApiClient,
     client_credentials::{BearerLayer, TokenSource},
     rejection::BoxError,
 };
@@ -213,28 +213,4 @@ pub fn showing<C: ApiClient>(
 ) -> impl ApiClient<Body = C::Body> {
     let layer = tokens.map(|tokens| BearerLayer::new(tokens).where_about_us(is_about_us));
     ServiceBuilder::new().layer_fn(Shared::new).option_layer(layer).map_err(Into::<BoxError>::into).service(client)
-}
-
-/// A client of a neighbour, as [`HttpClient`] is one.
-pub trait ApiClient:
-    Service<Request<Full<Bytes>>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
-    /// The body of its answers.
-    type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
-}
-
-impl<C, B> ApiClient for C
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
-{
-    type Body = B;
 }

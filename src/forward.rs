@@ -16,19 +16,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use infogw_layers::{
+    client::ApiClient,
     client_credentials::Token,
     describe::{Describe, Row},
     encode::Encoded,
     observe::Observe,
     policy::Terms,
-    rejection::{BoxError, Reason, Rejection, repeats, retry_after},
+    rejection::{BoxError, Reason, Rejection, repeats_query, retry_after},
 };
 use tower::Service;
 
-use crate::{
-    client::ApiClient,
-    retry::{Retries, Retry},
-};
+use crate::retry::{Retries, Retry};
 
 const NAME: &str = "Forward";
 /// How long the upstream has for its answer: telemeter-server's time.
@@ -47,8 +45,6 @@ const TRAILING: Duration = Duration::from_millis(200);
 pub struct Forward<C, O> {
     client: C,
     uri: Uri,
-    /// Keys may stand in the URL's query.
-    secrets: Arc<[Box<str>]>,
     success: Success,
     retries: Retries,
     deadline: Duration,
@@ -95,8 +91,7 @@ impl<C, O> Forward<C, O> {
     /// Forwards through `client`: to `uri`, or as the request's tenant, if it has one, with `THANOS-TENANT` and to where that one's
     /// writes go.
     pub fn new(client: C, uri: Uri, success: Success, retries: Retries, observer: O) -> Self {
-        let secrets = values_in(uri.query().unwrap_or_default());
-        Forward { client, uri, secrets, success, retries, deadline: DEADLINE, tells: Tells::Sender, observer }
+        Forward { client, uri, success, retries, deadline: DEADLINE, tells: Tells::Sender, observer }
     }
 
     /// Gives the upstream `deadline` for its answer.
@@ -110,13 +105,6 @@ impl<C, O> Forward<C, O> {
     pub fn for_operator(self) -> Self {
         Forward { tells: Tells::Operator, ..self }
     }
-}
-
-/// What in a URL's query may be a key. What is shorter may stand in any sentence.
-fn values_in(query: &str) -> Arc<[Box<str>]> {
-    const SHORTEST: usize = 8;
-    let values = query.split('&').map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
-    values.filter(|value| value.len() >= SHORTEST).map(Box::from).collect()
 }
 
 impl<C, O> Service<Request<Full<Bytes>>> for Forward<C, O>
@@ -136,7 +124,7 @@ where
     fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
         let samples = request.extensions().get::<Encoded>().map_or(0, |encoded| encoded.samples);
         let request = self.outgoing(request);
-        let Forward { client, success, retries, observer, secrets, deadline, tells, uri: _ } = self.clone();
+        let Forward { client, success, retries, observer, deadline, tells, uri } = self.clone();
         Box::pin(async move {
             let started = Instant::now();
             let answer = tokio::time::timeout(deadline, async {
@@ -157,7 +145,7 @@ where
             // Some upstreams quote what they were sent.
             let is_secret = |line: &str| {
                 let token = head.extensions.get::<Token>();
-                token.is_some_and(|token| token.is_in(line)) || secrets.iter().any(|secret| repeats(line, secret))
+                token.is_some_and(|token| token.is_in(line)) || repeats_query(line, uri.query())
             };
             judge(head.status, &head.headers, &body, tells, is_secret).map_err(|rejection| rejection.by(NAME))?;
             let mut response = Response::new(Full::default());

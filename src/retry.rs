@@ -15,6 +15,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper_util::client::legacy;
 use infogw_layers::{
+    client::ApiClient,
     observe::Observe,
     rejection::{BoxError, retry_after},
     retry::Attempts,
@@ -22,8 +23,6 @@ use infogw_layers::{
 use smallvec::SmallVec;
 use tokio::time::sleep_until;
 use tower::{ServiceExt, retry::budget::TpsBudget};
-
-use crate::client::ApiClient;
 
 /// One, and two more.
 const ATTEMPTS: u32 = 3;

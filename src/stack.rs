@@ -11,6 +11,7 @@ use http_body_util::{Either, Full};
 use infogw_layers::{
     authorize::{AuthorizeLayer, Authorized, BearerToken, Identity},
     circuit::Circuit,
+    client::ApiClient,
     decode::{DecodeLayer, MetricFamiliesDecoder, WriteRequestDecoder},
     describe::{Describe, DescribePredicate},
     drain::DrainLayer,
@@ -34,7 +35,7 @@ use tower::{
 use crate::{
     admin::metrics::{Handler, Metrics, limiter::Limit},
     authorizers,
-    client::{ApiClient, Clients, showing},
+    client::{Clients, showing},
     config::Config,
     forward::{Forward, Success},
     identity::SenderSource,

@@ -43,9 +43,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body::Body;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use serde::Deserialize;
 use tokio::{
@@ -57,10 +55,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
+    client::ApiClient,
     client_credentials::{ClientSecret, KeptToken, Token, Tokens, bearer},
     describe::{Describe, Row},
     payload::{Keep, SeriesSet},
-    rejection::{BoxError, Reason, Rejection, excerpt, repeats, retry_after},
+    rejection::{Reason, Rejection, excerpt, repeats, repeats_query, retry_after},
 };
 
 const NAME: &str = "TokenExchange";
@@ -138,13 +137,7 @@ impl<C> TokenExchange<C> {
     }
 }
 
-impl<C, B> TokenExchange<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
-    C::Error: Into<BoxError>,
-    B: Body,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> TokenExchange<C> {
     /// What was granted, as long as it is valid; or what a call brings now.
     ///
     /// # Errors
@@ -203,7 +196,9 @@ where
                 false => unavailable("its answer broke off"),
             }
         })?;
-        read(head.status, &head.headers, &body.to_bytes(), |line| shown.is_in(line) || quotes_query(&self.uri, line))
+        read(head.status, &head.headers, &body.to_bytes(), |line| {
+            shown.is_in(line) || repeats_query(line, self.uri.query())
+        })
     }
 }
 
@@ -253,27 +248,11 @@ fn read(
     Ok(Answered { authorization, life, labels: labels.into_iter().collect() })
 }
 
-/// Whether `line` repeats what in the URL's query may be a key. What is shorter may stand in any sentence.
-fn quotes_query(uri: &Uri, line: &str) -> bool {
-    const SHORTEST: usize = 8;
-    let values = uri.query().unwrap_or_default().split('&');
-    let mut values = values.map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
-    values.any(|value| value.len() >= SHORTEST && repeats(line, value))
-}
-
 fn unavailable(why: impl fmt::Display) -> Rejection {
     Rejection::new(Reason::CredentialsUnavailable, format!("the token could not be exchanged: {why}"))
 }
 
-impl<C, B> Tokens for TokenExchange<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> Tokens for TokenExchange<C> {
     async fn token(&self) -> Result<Token, Rejection> {
         Ok(self.granted().await?.token)
     }
@@ -284,15 +263,7 @@ where
 }
 
 /// Asks for what is [granted](TokenExchange::granted): for layers around it, such as retries.
-impl<C, B> Service<()> for TokenExchange<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> Service<()> for TokenExchange<C> {
     type Response = Granted;
     type Error = Rejection;
     /// Boxed: there is one for each push.
@@ -390,6 +361,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rejection::BoxError;
+    use bytes::Bytes;
+    use http::Response;
     use std::sync::atomic::{AtomicU64, Ordering};
     use tower::service_fn;
 

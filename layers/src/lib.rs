@@ -48,6 +48,8 @@ pub mod authorize;
 pub mod budget;
 #[cfg(feature = "circuit")]
 pub mod circuit;
+#[cfg(any(feature = "client-credentials", feature = "tollbooth"))]
+pub mod client;
 #[cfg(feature = "client-credentials")]
 pub mod client_credentials;
 pub mod clock;

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use infogw_layers::{
+    client::ApiClient,
     client_credentials::{BearerLayer, Token},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder},
     edit::EditLayer,
@@ -29,7 +30,7 @@ use super::{
     settings::{Credentials, Destination},
 };
 use crate::{
-    client::{self, ApiClient, CONNECT, client, client_through},
+    client::{self, CONNECT, client, client_through},
     credentials::token_source,
     forward::{Forward, HoldsSecret, Success, beginning, first_line},
     retry::Retries,

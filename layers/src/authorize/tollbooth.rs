@@ -28,15 +28,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use http_body::Body;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
 use tower::{ServiceExt, util::Oneshot};
 use tower_service::Service;
 
 use super::{ClusterCredential, Identity, credential::unauthenticated};
-use crate::rejection::{BoxError, Reason, Rejection};
+use crate::client::ApiClient;
+use crate::rejection::{Reason, Rejection};
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: usize = 32 * 1024;
@@ -83,15 +83,7 @@ impl<C> Tollbooth<C> {
     }
 }
 
-impl<C, B> Service<ClusterCredential> for Tollbooth<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> Service<ClusterCredential> for Tollbooth<C> {
     type Response = Arc<Identity>;
     type Error = Rejection;
     /// Boxed: there is one for each call over the network, which costs a thousand times as much.
@@ -112,20 +104,16 @@ where
         let answering = self.client.clone().oneshot(request);
         let (deadline, terms) = (self.deadline, self.terms);
         Box::pin(async move {
-            let answered = tokio::time::timeout(deadline, answer::<C, B>(answering));
+            let answered = tokio::time::timeout(deadline, answer(answering));
             let (status, headers, body) = answered.await.unwrap_or_else(|_late| Err(unavailable()))?;
             judge(status, &headers, &body, &credential, terms)
         })
     }
 }
 
-async fn answer<C, B>(answering: Oneshot<C, Request<Full<Bytes>>>) -> Result<(StatusCode, HeaderMap, Bytes), Rejection>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>>,
-    C::Error: Into<BoxError>,
-    B: Body,
-    B::Error: Into<BoxError>,
-{
+async fn answer<C: ApiClient>(
+    answering: Oneshot<C, Request<Full<Bytes>>>,
+) -> Result<(StatusCode, HeaderMap, Bytes), Rejection> {
     // A layer over the client may refuse by itself, and knows when to come back.
     let refused = |error: C::Error| error.into().downcast().map_or_else(|_| unavailable(), |rejection| *rejection);
     let (head, body) = answering.await.map_err(refused)?.into_parts();

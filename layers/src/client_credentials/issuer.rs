@@ -12,7 +12,6 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use oauth2::{
     AuthType, ClientId, RequestTokenError, TokenResponse as _, TokenUrl,
@@ -23,7 +22,8 @@ use tower::ServiceExt;
 use tower_service::Service;
 
 use super::kept::bearer;
-use crate::rejection::{BoxError, excerpt, repeats};
+use crate::client::ApiClient;
+use crate::rejection::{excerpt, repeats};
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -231,15 +231,7 @@ impl<C> ClientCredentials<C> {
     }
 }
 
-impl<C, B> Service<TokenRequest> for ClientCredentials<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> Service<TokenRequest> for ClientCredentials<C> {
     type Response = Issued;
     type Error = IssuerError;
     /// Boxed: there is one for each token.
@@ -262,15 +254,7 @@ where
     }
 }
 
-impl<C, B> ClientCredentials<C>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    C::Future: Send,
-    C::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl<C: ApiClient> ClientCredentials<C> {
     async fn issue(&self) -> Result<Issued, IssuerError> {
         let endpoint = match self.remembered() {
             Some(endpoint) => endpoint,
@@ -378,13 +362,11 @@ fn as_sent(id: &str, secret: &str) -> [String; 3] {
 }
 
 /// One exchange. An error's body is only of use where it is JSON.
-async fn send<C, B>(client: C, what: &'static str, request: Request<Bytes>) -> Result<oauth2::HttpResponse, IssuerError>
-where
-    C: Service<Request<Full<Bytes>>, Response = Response<B>>,
-    C::Error: Into<BoxError>,
-    B: Body,
-    B::Error: Into<BoxError>,
-{
+async fn send(
+    client: impl ApiClient,
+    what: &'static str,
+    request: Request<Bytes>,
+) -> Result<oauth2::HttpResponse, IssuerError> {
     let answer = client.oneshot(request.map(Full::new)).await;
     let (head, body) = answer.map_err(|error| IssuerError::Unreachable(chain(&*error.into())))?.into_parts();
     let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| {
