@@ -6,6 +6,7 @@ use std::{
     io, iter,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
     vec,
@@ -37,6 +38,7 @@ use tower::{Service, ServiceBuilder};
 use crate::{
     balance::{self, Balanced},
     config::Config,
+    log::Seldom,
     proxy::{self, Connection, Proxies},
     retry::Retries,
     shared::Shared,
@@ -121,7 +123,7 @@ fn built(tls: &Live<ClientFiles>, resolver: Resolver, connect: Duration, proxies
     tcp.set_keepalive(Some(Duration::from_secs(5)));
     tcp.set_keepalive_interval(Some(Duration::from_secs(1)));
     tcp.set_keepalive_retries(Some(3));
-    let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect, proxies };
+    let connector = Connector { tcp, tls: tls.current(), limit: 2 * connect, proxies, told: Arc::default() };
     let mut builder = Client::builder(TokioExecutor::new());
     builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(60));
     // All requests share one connection of h2, and those that time out leave it as it is: one that died unheard, as when a balancer
@@ -171,6 +173,7 @@ pub struct Connector {
     /// Whoever waits for a connection may have gone, and the server may never speak.
     limit: Duration,
     proxies: Proxies,
+    told: Arc<Seldom>,
 }
 
 impl Service<Uri> for Connector {
@@ -192,10 +195,17 @@ impl Service<Uri> for Connector {
             Some(intercept) => proxy::connect(&intercept, self.tcp.clone(), self.tls.load_full(), url),
         };
         let connected = timeout(self.limit, connecting);
+        let told = Arc::clone(&self.told);
         Box::pin(async move {
             let connected = connected.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
             // Whoever asked tells its sender no more than that nobody was reached.
-            connected.inspect_err(|error| tracing::warn!(host, error = chain(&**error), "connecting failed"))
+            connected.inspect_err(|error| {
+                let error = chain(&**error);
+                match told.pass() {
+                    Some(held_back) => tracing::warn!(host, error, held_back, "connecting failed"),
+                    None => tracing::debug!(host, error, "connecting failed"),
+                }
+            })
         })
     }
 }

@@ -24,8 +24,11 @@ use tracing_subscriber::{
 /// Begins to log, from `level` up. Only the first call of a process counts.
 pub fn init(level: Level) {
     let level = LevelFilter::from_level(level);
-    // What OpenTelemetry's SDK says at debug quotes those who take spans, who may quote our key.
-    let targets = Targets::new().with_default(level).with_target("opentelemetry", level.min(LevelFilter::WARN));
+    // What OpenTelemetry says of an export quotes those who take spans, who may quote our key; it is told by `traces`.
+    let targets = Targets::new()
+        .with_default(level)
+        .with_target("opentelemetry", level.min(LevelFilter::WARN))
+        .with_target("opentelemetry-otlp", LevelFilter::OFF);
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

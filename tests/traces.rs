@@ -4,10 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeMap, io::Cursor};
+use std::{
+    collections::BTreeMap,
+    io::{Cursor, Read as _},
+};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
+    collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse},
     common::v1::{AnyValue, KeyValue, any_value::Value as Any},
     trace::v1::{Span as OtlpSpan, status::StatusCode},
 };
@@ -16,12 +21,16 @@ use support::{
     Answer, Authorizer, Gateway, Prometheus, Server, World, ensure, eventually,
     federate::{Client, Receiver, Source},
     http,
+    payload::{self, composite_token, write_body},
     server::Received,
     within,
     world::{PULL_SECRET, now},
 };
 use thrift::protocol::{TBinaryInputProtocol, TCompactInputProtocol, TInputProtocol, TMessageType, TType};
-use tokio::{net::UdpSocket, task::JoinSet};
+use tokio::{
+    net::{TcpSocket, UdpSocket},
+    task::JoinSet,
+};
 
 /// A span, whatever it came as.
 #[derive(Debug, Clone)]
@@ -80,7 +89,12 @@ fn otlp(collector: &Server<Received>) -> Vec<Span> {
             (request.uri.path(), &request.headers["content-type"]),
             ("/v1/traces", &"application/x-protobuf".parse().unwrap())
         );
-        for resource in ExportTraceServiceRequest::decode(request.body).unwrap().resource_spans {
+        let mut body = request.body.to_vec();
+        if request.headers.get("content-encoding").is_some_and(|coding| coding == "gzip") {
+            body.clear();
+            GzDecoder::new(&*request.body).read_to_end(&mut body).unwrap();
+        }
+        for resource in ExportTraceServiceRequest::decode(&*body).unwrap().resource_spans {
             let service = pairs(&resource.resource.unwrap().attributes)["service.name"].clone();
             for OtlpSpan {
                 trace_id,
@@ -129,6 +143,9 @@ async fn wait_for(n: usize, name: &str, spans: impl Fn() -> Vec<Span>) -> Vec<Sp
 async fn world(endpoint: &str, kind: &str, authorizer: &Authorizer, upstream: &str) -> Gateway {
     let mut command = Gateway::command();
     command.env(HURRY.0, HURRY.1).args(FLAGS).args(["--listen=127.0.0.1:0", "--listen-internal=127.0.0.1:0"]);
+    // As Go's exporters heed them.
+    command.env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
+    command.envs([("OTEL_EXPORTER_JAEGER_USER", "user"), ("OTEL_EXPORTER_JAEGER_PASSWORD", "hush")]);
     command.args([
         format!("--authorize={}", authorizer.url()),
         format!("--forward-url={upstream}"),
@@ -200,8 +217,8 @@ async fn spans_say_whose_request_was_refused_and_why() {
     for span in [taken, refused] {
         assert_eq!((&*span.parent, span.get("infogw.cluster"), span.failed), ("", "c1", false), "{span:#?}");
     }
-    assert_eq!((taken.get("http.response.status_code"), taken.get("error.type")), ("200", ""));
-    assert_eq!((refused.get("http.response.status_code"), refused.get("error.type")), ("429", "rate_limited"));
+    assert_eq!((taken.get("http.response.status_code"), taken.get("infogw.reason")), ("200", ""));
+    assert_eq!((refused.get("http.response.status_code"), refused.get("infogw.reason")), ("429", "rate_limited"));
     assert_eq!(refused.get("infogw.layer"), "RateLimitLayer");
     assert!(refused.events[0]["message"].contains("270s"), "{refused:#?}");
 
@@ -214,10 +231,22 @@ async fn spans_say_whose_request_was_refused_and_why() {
     assert!(
         otlp(&collector).iter().any(|span| span.name == "POST forward" && span.parent == spans[2].id && span.failed)
     );
-    // No token or body is in any of it.
+    let composite = composite_token(PULL_SECRET, "c3");
+    let series = payload::series(&[("__name__", "up"), ("_id", "c3")], &[(1.0, now())]);
+    gateway.receive(&composite, write_body(vec![series])).await.expect_status(503);
+    let spans = wait_for(1, "POST /metrics/v1/receive", || otlp(&collector)).await;
+    assert_eq!(
+        (spans[0].get("infogw.cluster"), spans[0].get("infogw.layer"), spans[0].failed),
+        ("c3", "Forward", true)
+    );
+    // No token is in any of it.
     for request in collector.received() {
-        let said = String::from_utf8_lossy(&request.body).into_owned();
-        assert!(![PULL_SECRET, &token, &other].iter().any(|secret| said.contains(secret)), "{said}");
+        assert_eq!(request.headers["content-encoding"], "gzip");
+        let mut said = Vec::new();
+        GzDecoder::new(&*request.body).read_to_end(&mut said).unwrap();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(said.contains("/upload") || said.contains("authorize") || said.contains("receive"), "{said}");
+        assert!(![PULL_SECRET, &token, &other, &composite].iter().any(|secret| said.contains(secret)), "{said}");
     }
 }
 
@@ -239,7 +268,7 @@ async fn jaeger_gets_the_same_by_its_own_protocols() {
         assert_eq!((&*span.service, &*span.name, &*span.kind), ("telemeter-server", "POST /upload", "server"));
         assert_eq!((&*span.trace, &*span.parent), ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"));
         assert!(span.id.len() == 16 && span.id != span.parent && span.duration < 60_000_000, "{span:#?}");
-        assert_eq!((span.get("http.response.status_code"), span.get("error.type")), ("401", "unauthenticated"));
+        assert_eq!((span.get("http.response.status_code"), span.get("infogw.reason")), ("401", "unauthenticated"));
         assert_eq!(span.events[0]["event"], "refused");
         assert!(!span.events[0]["message"].is_empty() && !span.failed, "{span:#?}");
     };
@@ -248,6 +277,7 @@ async fn jaeger_gets_the_same_by_its_own_protocols() {
         (request.uri.path(), &request.headers["content-type"]),
         ("/api/traces", &"application/vnd.apache.thrift.binary".parse().unwrap())
     );
+    assert_eq!(request.headers["authorization"], "Basic dXNlcjpodXNo");
     let mut body = Cursor::new(request.body.to_vec());
     check(jaeger(&read_struct(&mut TBinaryInputProtocol::new(&mut body, true))));
     assert_eq!(body.position(), request.body.len() as u64, "nothing is left over");
@@ -298,6 +328,31 @@ async fn a_round_that_fails_is_a_trace_too() {
 }
 
 #[tokio::test]
+async fn what_waits_is_sent_when_the_client_ends() {
+    let collector = collector().await;
+    let (source, receiver) = (Source::of_text(format!("up 1 {}\n", now())).await, Receiver::start().await);
+    let mut command = Client::command();
+    // Nothing would be sent for an hour.
+    command.env(HURRY.0, "3600000").args(["--listen=127.0.0.1:0", "--interval=100ms"]).args(FLAGS);
+    command.args([
+        format!("--from={}", source.url_of("")),
+        format!("--internal.tracing.endpoint={}", collector.address()),
+    ]);
+    command.args(receiver.flags()).arg("--internal.tracing.endpoint-type=otel");
+    let client = Client::start_command(command).await;
+    receiver.upload.wait_for(2).await;
+    assert_eq!(collector.count(), 0);
+    // The round in which it is told to stop is given up.
+    receiver.upload.set_script(|_| Answer::Hang);
+    receiver.upload.wait_for(receiver.upload.count() + 1).await;
+    let exit = client.stop().await;
+    assert_eq!(exit.code(), 0, "{exit:?}");
+    let rounds = wait_for(3, "round", || otlp(&collector)).await;
+    let failed: Vec<_> = rounds.iter().map(|round| round.failed).collect();
+    assert!(failed.iter().rev().skip(1).all(|failed| !failed) && failed.ends_with(&[true]), "{rounds:#?}");
+}
+
+#[tokio::test]
 async fn whoever_takes_no_spans_holds_up_nobody() {
     const KEY: &str = "collectors-key";
     // Quotes the key that it is shown.
@@ -306,12 +361,23 @@ async fn whoever_takes_no_spans_holds_up_nobody() {
     })
     .await;
     let hanging = Server::start(|_: &Received| Answer::Hang).await;
-    let free = format!("127.0.0.1:{}", support::stores::free_port());
+    // Takes them all, and says something about it.
+    let talking = Server::start(|request: &Received| {
+        let error_message = format!("thank you for {:?}", request.headers);
+        let partial_success = Some(ExportTracePartialSuccess { rejected_spans: 0, error_message });
+        Answer::body(200, "application/x-protobuf", ExportTraceServiceResponse { partial_success }.encode_to_vec())
+    })
+    .await;
+    // Nobody listens there, nor will.
+    let unused = TcpSocket::new_v4().unwrap();
+    unused.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let free = unused.local_addr().unwrap().to_string();
     let (refused, hung) = (refusing.address().to_string(), hanging.address().to_string());
     let mut cases = JoinSet::new();
     for (endpoint, kind, told) in [
         (refused.clone(), "otel", "status code: 400"),
-        (free.clone(), "otel", "network error"),
+        (free.clone(), "otel", "Connection refused"),
+        (talking.address().to_string(), "otel", ""),
         (format!("http://{refused}/?k={KEY}"), "collector", "400"),
         (format!("http://{free}/"), "collector", "the Jaeger collector: "),
         ("no.such.host.invalid:6831".to_owned(), "agent", "the Jaeger agent no.such.host.invalid:6831: "),
@@ -321,6 +387,7 @@ async fn whoever_takes_no_spans_holds_up_nobody() {
             let world = World::start().await;
             let mut command = Gateway::command();
             command.env(HURRY.0, HURRY.1).env("OTEL_EXPORTER_OTLP_HEADERS", format!("x-key={KEY}")).args(FLAGS);
+            command.envs([("OTEL_EXPORTER_JAEGER_USER", "user"), ("OTEL_EXPORTER_JAEGER_PASSWORD", KEY)]);
             command.args(["--listen=127.0.0.1:0", "--listen-internal=127.0.0.1:0", "--log-level=debug", "-v"]);
             command.args([
                 format!("--authorize={}", world.authorizer.url()),
@@ -338,13 +405,14 @@ async fn whoever_takes_no_spans_holds_up_nobody() {
             // Nor does it hold up the end.
             let exit = gateway.stop().await;
             assert_eq!(exit.code(), 0, "{endpoint} {kind}: {exit:?}");
-            assert!(!exit.stderr.contains(KEY), "{exit:?}");
+            let basic = BASE64_STANDARD.encode(format!("user:{KEY}"));
+            assert!(!exit.stderr.contains(KEY) && !exit.stderr.contains(&basic), "{exit:?}");
         });
     }
     while let Some(case) = cases.join_next().await {
         case.unwrap();
     }
-    assert!(hanging.count() > 0 && refusing.count() > 1);
+    assert!(hanging.count() > 0 && refusing.count() > 1 && talking.count() > 0);
 }
 
 /// A Thrift struct, by field.

@@ -38,7 +38,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{self, Poll, ready},
 };
 
@@ -152,9 +155,12 @@ where
         };
         // A name that costs nothing: most are not sampled.
         let span = tracer.span_builder(*target).with_kind(kind.clone()).start_with_context(tracer, &parent);
-        let context = parent.with_span(span);
+        let mut context = parent.with_span(span);
         if context.span().is_recording() {
             describe(&context.span(), kind, target, &request);
+            if *kind == SpanKind::Server {
+                context = context.with_value(Explained::default());
+            }
         }
         if *kind == SpanKind::Client {
             propagator.inject_context(&context, &mut NotEmpty(HeaderInjector(request.headers_mut())));
@@ -292,6 +298,20 @@ where
     }
 }
 
+/// Whether a span's `error.type` says more than the status does.
+#[derive(Debug, Default)]
+struct Explained(AtomicBool);
+
+impl Explained {
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A span that ends with the answer's head, or with whoever waited for it.
 #[derive(Debug)]
 struct OpenSpan {
@@ -309,8 +329,7 @@ impl OpenSpan {
                 Some(status) => {
                     span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
                     if status.as_u16() >= fails_from {
-                        // A server's refusals say more.
-                        if self.kind == SpanKind::Client {
+                        if !self.context.get::<Explained>().is_some_and(Explained::is_set) {
                             span.set_attribute(KeyValue::new("error.type", status.as_str().to_owned()));
                         }
                         // Replaces no description.
@@ -340,8 +359,8 @@ impl Drop for OpenSpan {
     }
 }
 
-/// Tells the current span what its request is refused for: the reason is its `error.type`, the layer its `infogw.layer`, and the line
-/// that the sender is told an event, or the description of an error of ours.
+/// Tells the current span what its request is refused for: `infogw.reason` and `infogw.layer`. The line that the sender is told is an
+/// event, or the description of an error of ours, whose `error.type` is the reason.
 ///
 /// It is given to whatever reports refusals, such as [`RespondLayer`](crate::respond).
 #[derive(Debug, Clone, Copy, Default)]
@@ -350,13 +369,15 @@ pub struct Refusals;
 impl Observe<Rejection> for Refusals {
     fn observe(&self, rejection: &Rejection) {
         note(|span| {
-            span.set_attribute(KeyValue::new("error.type", rejection.reason().as_str()));
+            span.set_attribute(KeyValue::new("infogw.reason", rejection.reason().as_str()));
             if let Some(layer) = rejection.layer() {
                 span.set_attribute(KeyValue::new("infogw.layer", layer));
             }
             let told = rejection.to_string();
             if rejection.status().is_server_error() {
+                span.set_attribute(KeyValue::new("error.type", rejection.reason().as_str()));
                 span.set_status(Status::error(told));
+                Context::map_current(|context| context.get::<Explained>().map(Explained::set));
             } else {
                 span.add_event("refused", vec![KeyValue::new("message", told)]);
             }
@@ -513,7 +534,7 @@ mod tests {
         let failed = |code: &str| (code.to_owned(), code.to_owned(), Status::error(""));
         assert_eq!(ended(Collected::server, Ok(204)).await, status("204"));
         assert_eq!(ended(Collected::server, Ok(429)).await, status("429"), "the sender's doing");
-        assert_eq!(ended(Collected::server, Ok(503)).await, ("503".to_owned(), String::new(), Status::error("")));
+        assert_eq!(ended(Collected::server, Ok(503)).await, failed("503"));
         assert_eq!(ended(Collected::client, Ok(302)).await, status("302"));
         assert_eq!(ended(Collected::client, Ok(429)).await, failed("429"));
         assert_eq!(
@@ -545,7 +566,7 @@ mod tests {
             collected.server().layer(inner).oneshot(Request::new(())).await.unwrap();
             let [span] = collected.spans().try_into().unwrap();
             assert_eq!(
-                (attribute(&span, "error.type"), attribute(&span, "infogw.layer")),
+                (attribute(&span, "infogw.reason"), attribute(&span, "infogw.layer")),
                 (reason.as_str().to_owned(), "Forward".to_owned())
             );
             assert_eq!(span.status, expected);

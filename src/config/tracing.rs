@@ -125,7 +125,8 @@ fn agent(value: &str) -> Result<SpanEndpoint, ConfigError> {
     // As Go's `net.SplitHostPort`: an IPv6 address stands in brackets.
     let bare = |host: &str| match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(v6) => Some(v6.to_owned()),
-        None => (!host.is_empty() && !host.contains([':', '/', '@'])).then(|| host.to_owned()),
+        None if host.is_empty() => Some("localhost".to_owned()),
+        None => (!host.contains([':', '/', '@'])).then(|| host.to_owned()),
     };
     let parts = value.rsplit_once(':').and_then(|(host, port)| Some((bare(host)?, port.parse().ok()?)));
     match parts {
@@ -179,6 +180,7 @@ mod tests {
         for (kind, endpoint, expected) in [
             ("", "localhost:6831", agent("localhost", 6831)),
             ("agent", "[::1]:6831", agent("::1", 6831)),
+            ("agent", ":6831", agent("localhost", 6831)),
             (
                 "collector",
                 "http://jaeger:14268/api/traces",

@@ -2,10 +2,11 @@
 
 use std::{
     io,
-    net::{ToSocketAddrs as _, UdpSocket},
+    net::{SocketAddr, ToSocketAddrs as _, UdpSocket},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header};
 use opentelemetry::{
@@ -38,7 +39,7 @@ pub(super) struct JaegerExporter {
 #[derive(Debug)]
 enum To {
     Agent { host: String, port: u16 },
-    Collector { sender: Box<Sender>, url: Uri },
+    Collector { sender: Box<Sender>, url: Uri, authorization: Option<HeaderValue> },
 }
 
 impl JaegerExporter {
@@ -46,8 +47,18 @@ impl JaegerExporter {
         JaegerExporter { to: To::Agent { host, port }, process: Vec::new() }
     }
 
+    /// Shows the user and password of these variables, as Go's exporter does.
     pub(super) fn collector(sender: Sender, url: Uri) -> Self {
-        JaegerExporter { to: To::Collector { sender: Box::new(sender), url }, process: Vec::new() }
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let authorization = variable("OTEL_EXPORTER_JAEGER_USER").and_then(|user| {
+            let password = variable("OTEL_EXPORTER_JAEGER_PASSWORD").unwrap_or_default();
+            let mut basic =
+                HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+                    .ok()?;
+            basic.set_sensitive(true);
+            Some(basic)
+        });
+        JaegerExporter { to: To::Collector { sender: Box::new(sender), url, authorization }, process: Vec::new() }
     }
 }
 
@@ -56,7 +67,9 @@ impl SpanExporter for JaegerExporter {
         let sent = match &self.to {
             // Blocks, as whoever exports may.
             To::Agent { host, port } => send_packets(&self.process, &spans, (host, *port)),
-            To::Collector { sender, url } => send_request(&self.process, &spans, sender, url).await,
+            To::Collector { sender, url, authorization } => {
+                send_request(&self.process, &spans, sender, url, authorization.as_ref()).await
+            }
         };
         sent.map_err(OTelSdkError::InternalFailure)
     }
@@ -66,18 +79,19 @@ impl SpanExporter for JaegerExporter {
     }
 }
 
-/// A name is looked up anew each time: agents move.
+/// A name is looked up anew each time, as agents move; of a name's addresses it is an IPv4 one, as in Go.
 fn send_packets(process: &[KeyValue], spans: &[SpanData], (host, port): (&str, u16)) -> Result<(), String> {
     let failed = |error: io::Error| format!("the Jaeger agent {host}:{port}: {error}");
-    let address = (host, port).to_socket_addrs().map_err(failed)?.next();
+    let address = (host, port).to_socket_addrs().map_err(failed)?.min_by_key(SocketAddr::is_ipv6);
     let address = address.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).map_err(failed)?;
+    socket.connect(address).map_err(failed)?;
     let mut unsent = 0;
     for packet in packets(process, spans) {
         match packet {
             Ok(packet) => {
-                socket.send_to(&packet, address).map_err(failed)?;
+                socket.send(&packet).map_err(failed)?;
             }
             Err(TooLarge) => unsent += 1,
         }
@@ -88,7 +102,13 @@ fn send_packets(process: &[KeyValue], spans: &[SpanData], (host, port): (&str, u
     Ok(())
 }
 
-async fn send_request(process: &[KeyValue], spans: &[SpanData], sender: &Sender, url: &Uri) -> Result<(), String> {
+async fn send_request(
+    process: &[KeyValue],
+    spans: &[SpanData],
+    sender: &Sender,
+    url: &Uri,
+    authorization: Option<&HeaderValue>,
+) -> Result<(), String> {
     let failed = |why: &dyn std::fmt::Display| format!("the Jaeger collector: {why}");
     let mut body = Vec::new();
     write_batch(&mut TBinaryOutputProtocol::new(&mut body, true), process, spans).map_err(|error| failed(&error))?;
@@ -98,6 +118,9 @@ async fn send_request(process: &[KeyValue], spans: &[SpanData], sender: &Sender,
     request
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.apache.thrift.binary"));
+    if let Some(authorization) = authorization {
+        request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+    }
     let answer = sender.send(request).await.map_err(|error| failed(&chain(&*error)))?;
     if answer.status().is_success() { Ok(()) } else { Err(failed(&answer.status())) }
 }

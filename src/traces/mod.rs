@@ -1,11 +1,17 @@
 //! Spans to where they are collected: OTLP, or Jaeger's agent or collector.
 //!
 //! What is sampled waits in a bounded queue, and goes out in batches on a thread of its own; what does not fit is dropped, counted and
-//! logged by OpenTelemetry's SDK. Its variables (`OTEL_BSP_*`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_RESOURCE_ATTRIBUTES`) count.
+//! logged by OpenTelemetry's SDK. Its variables for the queue, the resource, OTLP's headers and compression count.
 
 mod jaeger;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,7 +25,7 @@ use opentelemetry::{
 use opentelemetry_otlp::{Protocol, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
-    error::OTelSdkResult,
+    error::{OTelSdkError, OTelSdkResult},
     propagation::TraceContextPropagator,
     trace::{Sampler, SdkTracer, SdkTracerProvider, SpanData, SpanExporter},
 };
@@ -28,7 +34,7 @@ use tower::ServiceExt as _;
 
 use self::jaeger::JaegerExporter;
 use crate::{
-    client::{CONNECT, HttpClient, client},
+    client::{CONNECT, HttpClient, chain, client},
     config::{SpanEndpoint, Tracing},
     log::Seldom,
 };
@@ -36,7 +42,7 @@ use crate::{
 /// How long a batch may take to be taken: OTLP's default.
 const EXPORT: Duration = Duration::from_secs(10);
 /// How long the last batch may take.
-const LAST_EXPORT: Duration = Duration::from_secs(5);
+const LAST_EXPORT: Duration = Duration::from_secs(2);
 /// Bytes of an answer that are read.
 const LONGEST_ANSWER: usize = 64 << 10;
 
@@ -66,9 +72,10 @@ impl Traces {
             .with_resource(resource)
             // As telemeter has it: by the trace's id alone, so that all who have the same fraction sample the same traces.
             .with_sampler(Sampler::TraceIdRatioBased(tracing.fraction));
+        let failure = Arc::<Mutex<Option<String>>>::default();
         let sender = || {
             let client = client(&tracing.tls, tracing.endpoint.url(), CONNECT)?;
-            Ok::<_, String>(Sender { client, runtime: Handle::current() })
+            Ok::<_, String>(Sender { client, runtime: Handle::current(), failure: Arc::clone(&failure) })
         };
         let provider = match &tracing.endpoint {
             SpanEndpoint::Otlp(url) => {
@@ -80,13 +87,13 @@ impl Traces {
                     .with_timeout(EXPORT)
                     .build();
                 let exporter = exporter.map_err(|error| format!("--internal.tracing.endpoint: {error}"))?;
-                builder.with_batch_exporter(Telling::new(exporter))
+                builder.with_batch_exporter(Telling::new(exporter, failure))
             }
             SpanEndpoint::JaegerCollector(url) => {
-                builder.with_batch_exporter(Telling::new(JaegerExporter::collector(sender()?, url.clone())))
+                builder.with_batch_exporter(Telling::new(JaegerExporter::collector(sender()?, url.clone()), failure))
             }
             SpanEndpoint::JaegerAgent { host, port } => {
-                builder.with_batch_exporter(Telling::new(JaegerExporter::agent(host.clone(), *port)))
+                builder.with_batch_exporter(Telling::new(JaegerExporter::agent(host.clone(), *port), failure))
             }
         };
         let provider = provider.build();
@@ -118,11 +125,13 @@ impl Traces {
     ) -> Result<T, E> {
         let Some(source) = &self.0 else { return work.await };
         let context = Context::new().with_span(source.tracer.start_with_context(name, &Context::new()));
+        let given_up = GivenUp(context.clone());
         let outcome = work.with_context(context.clone()).await;
         if let Err(error) = &outcome {
             context.span().set_status(Status::error(error.to_string()));
         }
         context.span().end();
+        drop(given_up);
         outcome
     }
 
@@ -131,32 +140,56 @@ impl Traces {
         let Some(source) = self.0.clone() else { return };
         // It waits for the runtime that it is called by.
         let ended = spawn_blocking(move || source.provider.shutdown_with_timeout(LAST_EXPORT)).await;
-        if let Ok(Err(error)) = ended {
-            tracing::warn!(%error, "the last spans are lost");
+        match ended {
+            Ok(Err(error)) if !matches!(error, OTelSdkError::AlreadyShutdown) => {
+                tracing::warn!(%error, "the last spans are lost");
+            }
+            _ => {}
         }
     }
 }
 
-/// Says which spans are lost, and why.
+/// Work that is dropped before it is done is no success.
+struct GivenUp(Context);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        let span = self.0.span();
+        // Ended spans record no more.
+        if span.is_recording() {
+            span.set_status(Status::error("given up"));
+        }
+        span.end();
+    }
+}
+
+/// Says how many spans are lost, and why.
 #[derive(Debug)]
 struct Telling<E> {
     exporter: E,
+    /// What a [`Sender`] met, which not every exporter passes on.
+    failure: Arc<Mutex<Option<String>>>,
+    lost: AtomicUsize,
     seldom: Seldom,
 }
 
 impl<E> Telling<E> {
-    fn new(exporter: E) -> Self {
-        Telling { exporter, seldom: Seldom::default() }
+    fn new(exporter: E, failure: Arc<Mutex<Option<String>>>) -> Self {
+        Telling { exporter, failure, lost: AtomicUsize::default(), seldom: Seldom::default() }
     }
 }
 
 impl<E: SpanExporter> SpanExporter for Telling<E> {
     async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
         let count = spans.len();
-        if let Err(error) = self.exporter.export(spans).await
-            && let Some(held_back) = self.seldom.pass()
-        {
-            tracing::error!(err = %error, spans = count, held_back, "spans are lost: --internal.tracing.endpoint takes none");
+        let exported = self.exporter.export(spans).await;
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(error) = exported {
+            self.lost.fetch_add(count, Ordering::Relaxed);
+            if self.seldom.pass().is_some() {
+                let (spans, cause) = (self.lost.swap(0, Ordering::Relaxed), failure.unwrap_or_default());
+                tracing::error!(err = %error, cause, spans, "spans are lost: --internal.tracing.endpoint takes none");
+            }
         }
         // It is told already.
         Ok(())
@@ -180,6 +213,7 @@ impl<E: SpanExporter> SpanExporter for Telling<E> {
 struct Sender {
     client: HttpClient,
     runtime: Handle,
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Sender {
@@ -191,7 +225,11 @@ impl Sender {
             Ok(Response::from_parts(head, body))
         };
         // The time, too, is the runtime's.
-        self.runtime.spawn(async { timeout(EXPORT, exchange).await }).await??
+        let exchanged = self.runtime.spawn(async { timeout(EXPORT, exchange).await }).await?;
+        let exchanged = exchanged.unwrap_or_else(|_| Err(format!("no answer within {EXPORT:?}").into()));
+        exchanged.inspect_err(|error: &BoxError| {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&**error));
+        })
     }
 }
 
