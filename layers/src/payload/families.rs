@@ -4,7 +4,7 @@ use super::{Edited, Keep, LabelSet, Refused, SeriesSet, Span, edit_each};
 /// that a scrape would store, so a policy sees the same names here as in a write request.
 #[derive(Debug, Default)]
 pub struct MetricFamilies {
-    /// Canonical label blocks.
+    /// Canonical label blocks, each with the histogram behind it, in the order of the series.
     pub(crate) side: Vec<u8>,
     pub(crate) points: Vec<Point>,
     pub(crate) refused: Refused,
@@ -25,12 +25,19 @@ pub(crate) struct Point {
 impl SeriesSet for MetricFamilies {
     fn try_edit<E>(&mut self, mut edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E> {
         let MetricFamilies { side, points, .. } = self;
-        edit_each(points, |index, point| {
-            let mut labels = LabelSet { index, source: &[], side, block: point.labels, in_side: true };
-            let outcome = edit(&mut labels);
-            point.labels = labels.block;
+        let mut shelf = Shelf { side, front: 0, shift: 0 };
+        let mut shown = 0;
+        let edited = edit_each(points, |index, point| {
+            let outcome = shelf.edit(index, point, &mut edit);
+            shown += usize::from(!matches!(outcome, Ok(Keep::No)));
             outcome
-        })
+        });
+        match edited {
+            Ok(_) => shelf.side.truncate(shelf.front),
+            // Those that were not looked at.
+            Err(_) => points.iter_mut().skip(shown).for_each(|point| shelf.follow(point)),
+        }
+        edited
     }
 
     fn series(&self) -> usize {
@@ -43,5 +50,164 @@ impl SeriesSet for MetricFamilies {
 
     fn refused(&mut self) -> &mut Refused {
         &mut self.refused
+    }
+}
+
+/// A payload's label blocks while they are edited, one after the other. A block that grows takes the room that those before it left; where
+/// there is too little, all that is behind it gives way, and by more than it needs: by an eighth of itself. So no edit leaves a copy of the
+/// labels behind, however many series it lengthens.
+struct Shelf<'s> {
+    side: &'s mut Vec<u8>,
+    /// The end of what belongs to the series before.
+    front: usize,
+    /// How far what is behind has given way.
+    shift: usize,
+}
+
+impl Shelf<'_> {
+    /// Room that is made besides what is needed: a part of what there is.
+    const PART: usize = 8;
+    /// Bytes that an edit may add to a block before there is room for twice as much as there is, which of few bytes there may be.
+    const ADDED: usize = 1 << 10;
+    const FEW: usize = 64 << 10;
+
+    fn edit<E>(
+        &mut self,
+        index: usize,
+        point: &mut Point,
+        edit: impl FnOnce(&mut LabelSet<'_>) -> Result<Keep, E>,
+    ) -> Result<Keep, E> {
+        self.follow(point);
+        let before = point.labels;
+        self.reserve(before.len() + Self::ADDED);
+        let len = self.side.len();
+        let room = if before.len() > 0 { Span { start: self.front as u32, ..before } } else { Span::default() };
+        let mut labels = LabelSet { index, source: &[], side: self.side, block: before, in_side: true, room };
+        let outcome = edit(&mut labels);
+        point.labels = labels.block;
+        let (start, end) = (point.labels.start as usize, point.labels.end as usize);
+        let changed = point.labels != before;
+        let moved = changed && start >= len;
+        if matches!(outcome, Ok(Keep::No)) {
+            if moved {
+                self.side.truncate(len);
+            }
+            return outcome;
+        }
+        if moved {
+            self.put_back(point, before, len);
+        } else if changed && start > self.front && start < end {
+            self.side.copy_within(start..end, self.front);
+            point.labels = Span::new(self.front, self.front + end - start);
+        }
+        for span in [point.labels, point.histogram] {
+            // An empty one may lie anywhere.
+            if span.len() > 0 {
+                self.front = span.end as usize;
+            }
+        }
+        outcome
+    }
+
+    /// Puts the block of `point` back to where it was `before` it grew and moved to the end, which was at `len`.
+    #[inline(never)]
+    fn put_back(&mut self, point: &mut Point, before: Span, len: usize) {
+        let (start, end) = (point.labels.start as usize, point.labels.end as usize);
+        let behind = if before.len() > 0 { before.end as usize } else { self.front };
+        let needed = self.front + (end - start);
+        let mut gap = 0;
+        if behind < len && needed > behind {
+            gap = needed - behind + (len - behind) / Self::PART;
+            self.reserve(gap);
+            self.side.resize(end + gap, 0);
+            self.side.copy_within(behind..end, behind + gap);
+            self.shift += gap;
+            point.histogram = shifted(point.histogram, gap);
+        }
+        self.side.copy_within(start + gap..end + gap, self.front);
+        self.side.truncate(needed.max(len + gap));
+        point.labels = Span::new(self.front, needed);
+    }
+
+    /// Finds the series where it is now.
+    fn follow(&self, point: &mut Point) {
+        if self.shift > 0 {
+            point.labels = shifted(point.labels, self.shift);
+            point.histogram = shifted(point.histogram, self.shift);
+        }
+    }
+
+    fn reserve(&mut self, more: usize) {
+        let len = self.side.len();
+        if len > Self::FEW && self.side.capacity() - len < more {
+            self.side.reserve_exact(more + len / Self::PART);
+        }
+    }
+}
+
+/// `span` further behind; an empty one belongs nowhere.
+fn shifted(span: Span, by: usize) -> Span {
+    match span.len() {
+        0 => span,
+        _ => Span::new(span.start as usize + by, span.end as usize + by),
+    }
+}
+
+#[cfg(all(test, feature = "decode"))]
+mod tests {
+    use super::*;
+    use crate::payload::LabelWriter;
+    use std::convert::Infallible;
+
+    /// Series of eight labels, in no more room than they need.
+    fn families(series: usize) -> MetricFamilies {
+        let (mut families, mut writer) = (MetricFamilies::default(), LabelWriter::default());
+        for n in 0..series {
+            writer.begin(&families.side);
+            for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+                writer.push(&mut families.side, name.as_bytes(), format!("{name}-of-{n}-and-more").as_bytes());
+            }
+            let labels = writer.finish(&mut families.side);
+            families.points.push(Point { labels, value: 0, histogram: Span::default(), timestamp: 0 });
+        }
+        families.side.shrink_to_fit();
+        families
+    }
+
+    #[test]
+    fn no_edit_leaves_a_copy_of_the_labels_behind() {
+        let mut families = families(5000);
+        for pass in 1..10 {
+            let longer = "x".repeat(10 * pass);
+            let set = |labels: &mut LabelSet<'_>| {
+                labels.set("b", &longer);
+                labels.set("new", &longer);
+                // Changes nothing.
+                let same = labels.value("a").to_owned();
+                labels.set("a", &same);
+                Ok::<_, Infallible>(Keep::Yes)
+            };
+            families.try_edit(set).unwrap();
+            let live: usize = families.points.iter().map(|point| point.labels.len()).sum();
+            let (len, capacity) = (families.side.len(), families.side.capacity());
+            assert!(
+                len <= live + live / 8 && capacity <= live + live / 2,
+                "pass {pass}: {live} in {len} of {capacity}"
+            );
+        }
+        // What is shorter, and what is dropped, makes room for what grows.
+        let before = families.side.capacity();
+        let shorter = |labels: &mut LabelSet<'_>| {
+            labels.remove("new");
+            Ok::<_, Infallible>(if labels.index().is_multiple_of(2) { Keep::Yes } else { Keep::No })
+        };
+        families.try_edit(shorter).unwrap();
+        let longer = "x".repeat(100);
+        let grow = |labels: &mut LabelSet<'_>| {
+            labels.set("new", &longer);
+            Ok::<_, Infallible>(Keep::Yes)
+        };
+        families.try_edit(grow).unwrap();
+        assert_eq!((families.series(), families.side.capacity()), (2500, before));
     }
 }

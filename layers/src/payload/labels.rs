@@ -218,7 +218,7 @@ fn length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
 fn put_joined(out: &mut Vec<u8>, name: &[u8], value: &[u8], suffix: &[u8]) {
     let value_len = value.len() + suffix.len();
     out.push(LABEL);
-    put_varint(out, (string_len(name.len()) + string_len(value_len)) as u64);
+    put_varint(out, content_len(name.len(), value_len) as u64);
     out.push(NAME);
     put_varint(out, name.len() as u64);
     out.extend_from_slice(name);
@@ -248,6 +248,16 @@ fn put_label(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     put_joined(out, name, value, &[]);
 }
 
+/// Bytes of a label, without its tag and length.
+fn content_len(name: usize, value: usize) -> usize {
+    string_len(name) + string_len(value)
+}
+
+/// Bytes of a label.
+fn label_len(name: usize, value: usize) -> usize {
+    string_len(content_len(name, value))
+}
+
 fn string_len(len: usize) -> usize {
     1 + varint_len(len as u64) + len
 }
@@ -262,6 +272,8 @@ pub struct LabelSet<'a> {
     pub(super) side: &'a mut Vec<u8>,
     pub(super) block: Span,
     pub(super) in_side: bool,
+    /// Bytes of `side` that nobody else's are, the block's own among them if it is there.
+    pub(super) room: Span,
 }
 
 impl LabelSet<'_> {
@@ -296,7 +308,14 @@ impl LabelSet<'_> {
     #[cfg(feature = "enforce")]
     pub(crate) fn copy<'c>(&'c self, side: &'c mut Vec<u8>) -> LabelSet<'c> {
         let source = self.block.of(if self.in_side { self.side } else { self.source });
-        LabelSet { index: self.index, source, side, block: Span::new(0, source.len()), in_side: false }
+        LabelSet {
+            index: self.index,
+            source,
+            side,
+            block: Span::new(0, source.len()),
+            in_side: false,
+            room: Span::default(),
+        }
     }
 
     /// Removes the label `name`; says whether there was one.
@@ -346,11 +365,18 @@ impl LabelSet<'_> {
         let at = match self.labels().find(name.as_bytes()) {
             Ok(label) if label.value == value.as_bytes() => return,
             Ok(LabelAt { start, end, .. }) => {
+                if self.in_side && label_len(name.len(), value.len()) <= end - start {
+                    return self.overwrite(start, end, name, value);
+                }
                 self.cut(start, end);
                 start
             }
             Err(at) => at,
         };
+        let added = label_len(name.len(), value.len());
+        if self.in_side && self.block.len() + added <= self.room.len() && !self.is_at_end() {
+            return self.insert(at, added, name, value);
+        }
         if !self.is_at_end() {
             self.move_to_end([self.block]);
         }
@@ -366,6 +392,32 @@ impl LabelSet<'_> {
     #[inline]
     fn labels(&self) -> LabelBlock<'_> {
         LabelBlock(self.block.of(if self.in_side { self.side } else { self.source }))
+    }
+
+    /// Inserts a label of `added` bytes at the block's byte `at`, where there is room for both, as far in front as there is.
+    fn insert(&mut self, at: usize, added: usize, name: &str, value: &str) {
+        let (start, end, front) = (self.block.start as usize, self.block.end as usize, self.room.start as usize);
+        if front < start {
+            self.side.copy_within(start..start + at, front);
+        }
+        self.side.copy_within(start + at..end, front + at + added);
+        let side_end = self.side.len();
+        put_label(self.side, name.as_bytes(), value.as_bytes());
+        self.side.copy_within(side_end.., front + at);
+        self.side.truncate(side_end);
+        self.block = Span::new(front, front + (end - start) + added);
+    }
+
+    /// Writes a label over the block's bytes `start..end`, which are no fewer. They are the block's own.
+    fn overwrite(&mut self, start: usize, end: usize, name: &str, value: &str) {
+        let (from, side_end) = (self.block.start as usize + start, self.side.len());
+        put_label(self.side, name.as_bytes(), value.as_bytes());
+        let len = self.side.len() - side_end;
+        self.side.copy_within(side_end.., from);
+        self.side.truncate(side_end);
+        if start + len < end {
+            self.cut(start + len, end);
+        }
     }
 
     /// Removes the block's bytes `start..end`.
@@ -534,7 +586,7 @@ mod tests {
             let source = block(&labels);
             let mut model = model(&labels);
             let mut side = b"another series".to_vec();
-            let mut set = LabelSet { index: 0, source: &source, block: Span::new(0, source.len()), side: &mut side, in_side: false };
+            let mut set = LabelSet { index: 0, source: &source, block: Span::new(0, source.len()), side: &mut side, in_side: false, room: Span::default() };
             for (name, value, retained) in edits {
                 // At 5 nothing goes.
                 let keep = |name: &str, value: &str| (name.len() + value.len()) % 5 != retained;

@@ -122,7 +122,7 @@ impl SeriesSet for WriteRequest {
         let (before, mut changed) = (series.len(), false);
         let edited = edit_each(series, |index, series| {
             let in_side = series.has(flag::LABELS_IN_SIDE);
-            let mut labels = LabelSet { index, source, side, block: series.labels, in_side };
+            let mut labels = LabelSet { index, source, side, block: series.labels, in_side, room: Span::default() };
             let outcome = edit(&mut labels);
             if labels.in_side != in_side || labels.block != series.labels {
                 series.labels = labels.block;

@@ -257,7 +257,7 @@ fn scraping() -> MetricFamiliesDecoder {
     MetricFamiliesDecoder::new(DecodeLimits::default()).drop_unusable()
 }
 
-fn scrape(all: &[client::MetricFamily]) -> MetricFamilies {
+pub(crate) fn scrape(all: &[client::MetricFamily]) -> MetricFamilies {
     families(&scraping().clock(ManualClock::new()), DELIMITED, "snappy", framed(&stream(all))).unwrap()
 }
 
@@ -270,7 +270,7 @@ fn family(kind: client::MetricType, metric: Vec<client::Metric>) -> client::Metr
 }
 
 /// Families whose names repeat, as `/federate` repeats them, in any order of time; native histograms among them, some named like numbers.
-fn scraped_families() -> impl Strategy<Value = Vec<client::MetricFamily>> {
+pub(crate) fn scraped_families() -> impl Strategy<Value = Vec<client::MetricFamily>> {
     let native = |(histogram, gauge): (client::Histogram, bool)| {
         let metric = client::Metric { histogram: Some(histogram), ..Default::default() };
         let kind = if gauge { client::MetricType::GaugeHistogram } else { client::MetricType::Histogram };

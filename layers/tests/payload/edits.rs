@@ -1,19 +1,21 @@
-//! Remote write: what nobody changed goes on as it came; what was changed is what a map of labels would say.
+//! What nobody changed goes on as it came; what was changed is what a map of labels would say.
 
 use std::{collections::BTreeMap, convert::Infallible};
 
 use infogw_layers::{
     decode::WriteRequestDecoder,
     encode::Encode,
-    payload::{Edited, Keep, LabelSet, SeriesSet, WriteRequest},
+    payload::{Edited, Keep, LabelSet, MetricFamilies, SeriesSet, WriteRequest},
+    translate::Translate,
 };
 use infogw_proto::prometheus as prom;
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, option, prelude::*};
 use prost::Message;
 
 use crate::{
     block,
     bytes::{message, rests, tidy, wild},
+    delimited::{scrape, scraped_families},
     oracle::{canonical, pairs},
     shown, unblock, write_request,
 };
@@ -126,6 +128,50 @@ proptest! {
             }
         }
         agrees(&payload, &message, &model)?;
+    }
+
+    /// Metric families, native histograms among them: labels grow and shrink, pass after pass, and any pass may fail on its way.
+    #[test]
+    fn changed_families_are_what_a_map_would_say(
+        all in scraped_families(),
+        passes in vec((vec(plan(), 1..5), option::of(0usize..12)), 1..4),
+    ) {
+        let written = |payload: MetricFamilies| -> Vec<prom::TimeSeries> {
+            prom::WriteRequest::decode(&payload.translate(None).to_message()[..]).unwrap().timeseries
+        };
+        let mut payload = scrape(&all);
+        let mut model: Vec<_> = written(scrape(&all)).into_iter().map(|series| (canonical(&series.labels), series)).collect();
+        for (plans, fails) in &passes {
+            let edited = payload.try_edit(|labels| {
+                let plan = &plans[labels.index() % plans.len()];
+                for (name, value) in &plan.set {
+                    labels.set(name, value);
+                }
+                for name in &plan.remove {
+                    labels.remove(name);
+                }
+                match Some(labels.index()) == *fails {
+                    true => Err("no"),
+                    false => Ok(if plan.keep { Keep::Yes } else { Keep::No }),
+                }
+            });
+            prop_assert_eq!(edited.is_err(), fails.is_some_and(|fails| fails < model.len()));
+            let mut plans = plans.iter().cycle().enumerate();
+            model.retain_mut(|(labels, _)| {
+                let (index, plan) = plans.next().unwrap();
+                if fails.is_some_and(|fails| index > fails) {
+                    return true;
+                }
+                labels.extend(plan.set.iter().cloned());
+                labels.retain(|name, value| !value.is_empty() && !plan.remove.contains(name));
+                plan.keep || Some(index) == *fails
+            });
+            let labels: Vec<Vec<_>> = model.iter().map(|(labels, _)| labels.clone().into_iter().collect()).collect();
+            prop_assert_eq!(shown(&mut payload), labels);
+        }
+        let all_but_labels = |series: prom::TimeSeries| prom::TimeSeries { labels: Vec::new(), ..series }.encode_to_vec();
+        let expected: Vec<_> = model.into_iter().map(|(_, series)| all_but_labels(series)).collect();
+        prop_assert_eq!(written(payload).into_iter().map(all_but_labels).collect::<Vec<_>>(), expected);
     }
 }
 
