@@ -49,10 +49,17 @@ impl Received {
         } else {
             let needed = self.chunk.len() + len;
             if self.joined.capacity() - self.joined.len() < needed {
-                let believed = self.declared.min(BELIEVED.max(8 * so_far));
-                let more = needed.max(believed.saturating_sub(self.joined.len()));
+                let total = self.joined.len() + needed;
+                let believed = BELIEVED.max(8 * so_far);
+                // Of few sizes, however a body is chopped up: an allocator then finds the room that the one before had.
+                let room = total.next_power_of_two().max(1 << believed.ilog2());
+                let room = match self.declared {
+                    declared if declared < total => total.next_power_of_two(),
+                    declared if declared <= believed => declared,
+                    declared => room.min(declared),
+                };
                 // At least twice as much room as there was: so much is made, asked for or not.
-                let more = more.max((2 * self.joined.capacity()).saturating_sub(self.joined.len()));
+                let more = room.max(2 * self.joined.capacity()) - self.joined.len();
                 self.reserve(self.joined.len() + more)?;
                 self.joined.reserve(more);
             }
@@ -92,5 +99,23 @@ mod tests {
         assert_eq!(body.len(), 16_000);
         drop(reserved);
         assert_eq!(budget.reserved(), 0);
+    }
+
+    #[test]
+    fn room_is_of_few_sizes_however_a_body_is_chopped_up() {
+        let body = Bytes::from(vec![7; 1_000_000]);
+        for (declared, chunk) in
+            [0, body.len()].into_iter().flat_map(|it| [999, 8192, 70_001, 600_000].map(|n| (it, n)))
+        {
+            let mut received = Received::new(usize::MAX, declared, None).unwrap();
+            let mut rest = body.clone();
+            while !rest.is_empty() {
+                received.push(rest.split_to(chunk.min(rest.len()))).unwrap();
+                let room = received.joined.capacity();
+                assert!(room == 0 || room == declared || room.is_power_of_two(), "{room} for chunks of {chunk}");
+                assert!(room <= 8 * (body.len() - rest.len()));
+            }
+            assert_eq!(received.finish().0, body);
+        }
     }
 }
