@@ -336,6 +336,27 @@ async fn the_listener_shows_the_selection_before_it_is_pushed_and_how_it_goes() 
 }
 
 #[tokio::test]
+async fn the_listener_shows_what_is_written_and_that_nothing_is_left() {
+    let at = now();
+    let text = format!("up{{job=\"b\"}} NaN {at}\nup{{job=\"a\"}} 0.5 {}\n", at - 1);
+    let (source, receiver) = (Source::of_text(text).await, Upstream::accepting().await);
+    let flags =
+        [format!("--from={}", source.url_of("")), format!("--to-write={}", receiver.url()), "--label=l=\"1".to_owned()];
+    let client = Client::start(flags.iter().map(String::as_str).chain([EVERY])).await;
+    receiver.wait_for(1).await;
+    let shown = client.get("/federate").await.expect_status(200);
+    let expected = format!(
+        "# TYPE up untyped\nup{{job=\"a\",l=\"\\\"1\"}} 0.5 {}\nup{{job=\"b\",l=\"\\\"1\"}} NaN {at}\n",
+        at - 1
+    );
+    assert_eq!(shown.text(), expected);
+
+    source.set_script(|_| Answer::body(200, "text/plain; version=0.0.4", ""));
+    client.wait_for_log("no metrics to send").await;
+    assert_eq!(client.get("/federate").await.expect_status(200).text(), "");
+}
+
+#[tokio::test]
 async fn files_are_read_again_when_asked_and_what_is_wrong_changes_nothing() {
     let files = Volume::new(&[("rules", "first\n\n")]);
     let (source, receiver) = (Source::of_text(up()).await, Receiver::start().await);

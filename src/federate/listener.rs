@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use infogw_layers::encode::TEXT;
+use infogw_layers::{encode::TEXT, respond};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, watch},
@@ -112,7 +112,10 @@ async fn answer<B>(
 ) -> Response<Full<Bytes>> {
     let client = &reloader.client;
     match request.uri().path() {
-        "/federate" => admin::reading(request, || admin::with_type(TEXT, client.selection.text())),
+        "/federate" => admin::reading(request, || match client.selection.text() {
+            Ok(text) => admin::with_type(TEXT, text),
+            Err(fault) => respond::answer(&fault),
+        }),
         "/metrics" => admin::reading(request, || admin::exposed(client.metrics.expose(request.headers()))),
         "/-/reload" => admin::reload(request, || reloader.reload(), (guard, peer.ip())).await,
         _ => admin::common(request, readiness, PATHS),

@@ -33,8 +33,12 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::Request;
 use infogw_layers::{
+    decode::{DecodeLimits, Decoder as _, MetricFamiliesDecoder},
+    encode::{Delimited, Format as _},
     observe::Observe,
+    payload::{LARGEST_PAYLOAD, MOST_SERIES},
     rejection::{Reason, Rejection},
 };
 use tokio::sync::watch;
@@ -49,17 +53,33 @@ use crate::{gateway::StartError, traces::Traces};
 /// A payload is given up when it would be older than a gateway takes, 24 hours; what is scraped may be of five minutes before.
 const KEEP_FOR: Duration = Duration::from_secs(24 * 3600 - 10 * 60);
 
-/// What was selected last, as text: what was or would have been pushed.
+/// What was selected last: what was or would have been pushed, as it is pushed to a gateway. It becomes text when somebody looks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selection(Arc<ArcSwap<Bytes>>);
 
 impl Selection {
-    fn set(&self, text: String) {
-        self.0.store(Arc::new(text.into()));
+    fn set(&self, frames: Bytes) {
+        self.0.store(Arc::new(frames));
     }
 
-    pub(crate) fn text(&self) -> Bytes {
-        Bytes::clone(&self.0.load())
+    /// As text 0.0.4.
+    ///
+    /// # Errors
+    /// A fault of ours: what was encoded is not decoded again.
+    pub(crate) fn text(&self) -> Result<String, Rejection> {
+        let frames = Bytes::clone(&self.0.load());
+        let mut head = Request::new(());
+        *head.headers_mut() = Delimited::headers();
+        let limits = DecodeLimits {
+            decoded: LARGEST_PAYLOAD,
+            series: MOST_SERIES,
+            labels: usize::MAX,
+            ..DecodeLimits::default()
+        };
+        // It was judged when it was scraped.
+        let decoder = MetricFamiliesDecoder::new(limits).max_age(Duration::MAX).drop_unusable();
+        let families = decoder.decode(decoder.negotiate(&head.into_parts().0)?, frames)?;
+        Ok(families.to_string())
     }
 }
 
@@ -122,7 +142,7 @@ impl Federate {
     /// Why nothing would be.
     pub async fn dry_run(settings: Settings) -> Result<String, Rejection> {
         let selection = one_round(settings, Purpose::Show).await?;
-        Ok(String::from_utf8_lossy(&selection.text()).into_owned())
+        selection.text()
     }
 
     /// Pushes round after round until `stop` turns true.

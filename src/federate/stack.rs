@@ -1,9 +1,15 @@
 //! The ordering: a scrape's answer from the outside in, as it becomes what is pushed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use infogw_layers::{
@@ -11,7 +17,7 @@ use infogw_layers::{
     client_credentials::{BearerLayer, Token},
     decode::{DecodeLayer, DecodeLimits, MetricFamiliesDecoder},
     edit::EditLayer,
-    encode::EncodeLayer,
+    encode::{Delimited, Encode, EncodeLayer},
     exchange::{Granted, GrantedLabelsLayer, TokenExchange},
     observe::ObserveLayer,
     payload::{MOST_SERIES, MetricFamilies, SeriesSet},
@@ -20,9 +26,7 @@ use infogw_layers::{
     translate::TranslateLayer,
 };
 use tokio::{task::JoinSet, time::timeout};
-use tower::{
-    Layer as _, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, service_fn, util::BoxCloneSyncService,
-};
+use tower::{Layer as _, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, util::BoxCloneSyncService};
 
 use super::{
     KEEP_FOR, Selection, Settings,
@@ -195,23 +199,35 @@ fn push(
         let forward = Forward::new(client, url.clone(), Success::AsUpstream, Retries::none(), ());
         again.layer(forward.deadline(patience(settings.interval)).for_operator())
     };
+    // Where nobody could look, nothing is kept.
+    let shows = purpose == Purpose::Show || purpose == Purpose::Push && settings.listen.is_some();
+    let shown = shows.then(|| selection.clone());
+    let keep = {
+        let shown = shown.clone();
+        move |request: Request<Full<Bytes>>| {
+            if let Some(selection) = &shown {
+                selection.set(bytes_of(request.body()));
+            }
+            request
+        }
+    };
+    // Needs families; nothing behind it changes the payload.
+    let encode = ServiceBuilder::new().layer(EncodeLayer::delimited()).map_request(keep);
     Ok(match &settings.to {
         Destination::Upload { upload, authorize, token } => {
             let exchange =
                 TokenExchange::new(client(Neighbour::Authorize, authorize)?, authorize.clone(), token.clone());
             let labels = Some(again.layer(exchange.clone()));
             if purpose == Purpose::Show {
-                return Ok(payloads(settings, purpose, metrics, selection, labels, service_fn(shown_only)));
+                return Ok(payloads(settings, metrics, selection, labels, encode.service_fn(shown_only)));
             }
             let uploads = HttpService::new(BearerLayer::new(exchange).layer(client(Neighbour::To, upload)?));
-            // Needs families; nothing behind it changes the payload.
-            let encode = EncodeLayer::delimited().layer(forward(uploads, upload));
-            payloads(settings, purpose, metrics, selection, labels, encode)
+            payloads(settings, metrics, selection, labels, encode.service(forward(uploads, upload)))
         }
         Destination::Write { url, credentials, tenant } => {
             let labels = None::<TokenExchange<HttpService>>;
             if purpose == Purpose::Show {
-                return Ok(payloads(settings, purpose, metrics, selection, labels, service_fn(shown_only)));
+                return Ok(payloads(settings, metrics, selection, labels, encode.service_fn(shown_only)));
             }
             let writes = client(Neighbour::To, url)?;
             let writes = match credentials {
@@ -229,6 +245,13 @@ fn push(
             };
             let tenant = tenant.clone();
             let write = ServiceBuilder::new()
+                .map_request(move |request: Request<MetricFamilies>| {
+                    // What writes to memory does not fail.
+                    if let (Some(selection), Ok((frames, _))) = (&shown, Encode::<Delimited>::encode(request.body())) {
+                        selection.set(frames);
+                    }
+                    request
+                })
                 // Encode needs a write request.
                 .layer(TranslateLayer::new())
                 // Nothing behind it changes the payload, and it sets the headers anew.
@@ -240,7 +263,7 @@ fn push(
                     request
                 })
                 .service(forward(writes, url));
-            payloads(settings, purpose, metrics, selection, labels, write)
+            payloads(settings, metrics, selection, labels, write)
         }
     })
 }
@@ -248,7 +271,6 @@ fn push(
 /// Turns the body of a scrape into a payload, and that into what is to be pushed.
 fn payloads<G, S>(
     settings: &Settings,
-    purpose: Purpose,
     metrics: &Arc<Metrics>,
     selection: &Selection,
     granted: Option<G>,
@@ -270,8 +292,6 @@ where
         ..DecodeLimits::default()
     };
     let (metrics, selection) = (Arc::clone(metrics), selection.clone());
-    // Where nobody could look, there is no text.
-    let shows = purpose == Purpose::Show || settings.listen.is_some();
     let stack = ServiceBuilder::new()
         // Bounds the scrape, and leaves out what is too old.
         .layer(
@@ -288,12 +308,10 @@ where
             let received = families.refused().received();
             metrics.selected(received, families.series());
             if received == 0 {
+                selection.set(Bytes::new());
                 tracing::warn!("no metrics to send, doing nothing");
             } else if families.series() == 0 {
                 return Err(nothing_left(received));
-            }
-            if shows {
-                selection.set(families.to_string());
             }
             Ok(request)
         })
@@ -309,8 +327,17 @@ fn nothing_left(received: usize) -> Rejection {
     Rejection::new(Reason::Timestamp, detail).by(SCRAPING)
 }
 
+/// The bytes of a body, which are all at hand.
+fn bytes_of(body: &Full<Bytes>) -> Bytes {
+    let frame = Pin::new(&mut body.clone()).poll_frame(&mut Context::from_waker(Waker::noop()));
+    match frame {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => Bytes::new(),
+    }
+}
+
 /// Takes what would be pushed, which is shown already.
-async fn shown_only(_: Request<MetricFamilies>) -> Result<Response<Full<Bytes>>, Rejection> {
+async fn shown_only(_: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Rejection> {
     Ok(Response::default())
 }
 
