@@ -1,8 +1,9 @@
 //! What a push costs: a scrape of 10,000 series, a tenth of them too old, one label hashed, pushed; beside the floor of the same work.
 //!
 //! `cargo bench --bench federate`: CPU of the process for each push, by the operating system's accounting, and the most memory that it
-//! held. The floor is a process that scrapes the same, parses it with prost, encodes it with prost and pushes it, and looks at nothing.
-//! Both push round after round, in turns A B A B; the first rounds do not count. `-- --test` does it for an instant.
+//! held; without a listener, and with one that would show the selection. The floor is a process that scrapes the same, parses it with
+//! prost, encodes it with prost and pushes it, and looks at nothing. Each pushes round after round, in turns A B C A B C; the first
+//! rounds do not count. `-- --test` does it for an instant.
 
 #![allow(missing_docs, clippy::disallowed_methods)]
 
@@ -60,22 +61,18 @@ fn main() -> Outcome<()> {
     let pushed = Arc::new(AtomicU64::new(0));
     let server = runtime.block_on(serve(Arc::clone(&pushed)))?;
 
-    let mut client = Command::new(env!("CARGO_BIN_EXE_infogw-proxy"));
-    client.args([
-        "federate",
-        "--limit-bytes=0",
-        "--listen=",
-        "--interval=10ms",
-        "--to-token=t",
-        "--id=c1",
-        "--log-level=error",
-    ]);
-    client.args(["--anonymize-labels=instance", "--anonymize-salt=salt"]);
-    client.args([format!("--from=http://{server}"), format!("--to=http://{server}")]);
+    let client = |listen: String| {
+        let mut client = Command::new(env!("CARGO_BIN_EXE_infogw-proxy"));
+        client.args(["federate", "--limit-bytes=0", "--interval=10ms", "--to-token=t", "--id=c1", "--log-level=error"]);
+        client.args(["--anonymize-labels=instance", "--anonymize-salt=salt"]);
+        client.args([format!("--from=http://{server}"), format!("--to=http://{server}"), format!("--listen={listen}")]);
+        client
+    };
     let mut floor = Command::new(std::env::current_exe()?);
     floor.args(["floor", &server.to_string()]);
-    let subjects = [("floor", floor), ("federate", client)];
-    let mut measured = [Vec::new(), Vec::new()];
+    let listens = client(process::free_address()?.to_string());
+    let subjects = [("floor", floor), ("federate", client(String::new())), ("federate, with a listener", listens)];
+    let mut measured = [const { Vec::new() }; 3];
     for _ in 0..rounds {
         for ((_, command), measured) in subjects.iter().zip(&mut measured) {
             let process = Process::start(command, Cores::Any, None)?;
