@@ -26,16 +26,38 @@ impl SeriesSet for MetricFamilies {
     fn try_edit<E>(&mut self, mut edit: impl FnMut(&mut LabelSet<'_>) -> Result<Keep, E>) -> Result<Edited, E> {
         let MetricFamilies { side, points, .. } = self;
         let mut shelf = Shelf { side, front: 0, shift: 0 };
-        let mut shown = 0;
+        let (mut dropped, mut failed_at) = (0, None);
         let edited = edit_each(points, |index, point| {
-            let outcome = shelf.edit(index, point, &mut edit);
-            shown += usize::from(!matches!(outcome, Ok(Keep::No)));
+            if shelf.shift > 0 {
+                shelf.follow(point);
+            }
+            let before = point.labels;
+            shelf.reserve(before.len() + Shelf::ADDED);
+            // An empty block may lie anywhere.
+            let room = if before.len() > 0 { Span { start: shelf.front as u32, ..before } } else { before };
+            let len = shelf.side.len();
+            let mut labels = LabelSet { index, source: &[], side: shelf.side, block: before, in_side: true, room };
+            let outcome = edit(&mut labels);
+            point.labels = labels.block;
+            match outcome {
+                Ok(Keep::Yes) => {}
+                Ok(Keep::No) => {
+                    dropped += 1;
+                    shelf.side.truncate(len);
+                    return outcome;
+                }
+                Err(_) => failed_at = Some(index),
+            }
+            if point.labels != before {
+                shelf.settle(point, before, len);
+            }
+            shelf.pass(point);
             outcome
         });
-        match edited {
-            Ok(_) => shelf.side.truncate(shelf.front),
+        match failed_at {
+            None => shelf.side.truncate(shelf.front),
             // Those that were not looked at.
-            Err(_) => points.iter_mut().skip(shown).for_each(|point| shelf.follow(point)),
+            Some(index) => points.iter_mut().skip(index + 1 - dropped).for_each(|point| shelf.follow(point)),
         }
         edited
     }
@@ -71,52 +93,14 @@ impl Shelf<'_> {
     const ADDED: usize = 1 << 10;
     const FEW: usize = 64 << 10;
 
-    fn edit<E>(
-        &mut self,
-        index: usize,
-        point: &mut Point,
-        edit: impl FnOnce(&mut LabelSet<'_>) -> Result<Keep, E>,
-    ) -> Result<Keep, E> {
-        self.follow(point);
-        let before = point.labels;
-        self.reserve(before.len() + Self::ADDED);
-        let len = self.side.len();
-        let room = if before.len() > 0 { Span { start: self.front as u32, ..before } } else { Span::default() };
-        let mut labels = LabelSet { index, source: &[], side: self.side, block: before, in_side: true, room };
-        let outcome = edit(&mut labels);
-        point.labels = labels.block;
-        let (start, end) = (point.labels.start as usize, point.labels.end as usize);
-        let changed = point.labels != before;
-        let moved = changed && start >= len;
-        if matches!(outcome, Ok(Keep::No)) {
-            if moved {
-                self.side.truncate(len);
-            }
-            return outcome;
-        }
-        if moved {
-            self.put_back(point, before, len);
-        } else if changed && start > self.front && start < end {
-            self.side.copy_within(start..end, self.front);
-            point.labels = Span::new(self.front, self.front + end - start);
-        }
-        for span in [point.labels, point.histogram] {
-            // An empty one may lie anywhere.
-            if span.len() > 0 {
-                self.front = span.end as usize;
-            }
-        }
-        outcome
-    }
-
-    /// Puts the block of `point` back to where it was `before` it grew and moved to the end, which was at `len`.
+    /// Puts the block of `point`, which was `before`, in front: one that grew may have moved to the end, which was at `len`.
     #[inline(never)]
-    fn put_back(&mut self, point: &mut Point, before: Span, len: usize) {
+    fn settle(&mut self, point: &mut Point, before: Span, len: usize) {
         let (start, end) = (point.labels.start as usize, point.labels.end as usize);
-        let behind = if before.len() > 0 { before.end as usize } else { self.front };
         let needed = self.front + (end - start);
-        let mut gap = 0;
-        if behind < len && needed > behind {
+        let (mut gap, moved) = (0, start >= len);
+        let behind = if before.len() > 0 { before.end as usize } else { self.front };
+        if moved && behind < len && needed > behind {
             gap = needed - behind + (len - behind) / Self::PART;
             self.reserve(gap);
             self.side.resize(end + gap, 0);
@@ -124,17 +108,30 @@ impl Shelf<'_> {
             self.shift += gap;
             point.histogram = shifted(point.histogram, gap);
         }
-        self.side.copy_within(start + gap..end + gap, self.front);
-        self.side.truncate(needed.max(len + gap));
-        point.labels = Span::new(self.front, needed);
+        if start < end && start > self.front {
+            self.side.copy_within(start + gap..end + gap, self.front);
+            point.labels = Span::new(self.front, needed);
+        }
+        if moved {
+            self.side.truncate(needed.max(len + gap));
+        }
+    }
+
+    /// What belongs to the series stays where it is.
+    #[inline]
+    fn pass(&mut self, point: &Point) {
+        for span in [point.labels, point.histogram] {
+            // An empty one may lie anywhere.
+            if span.len() > 0 {
+                self.front = span.end as usize;
+            }
+        }
     }
 
     /// Finds the series where it is now.
     fn follow(&self, point: &mut Point) {
-        if self.shift > 0 {
-            point.labels = shifted(point.labels, self.shift);
-            point.histogram = shifted(point.histogram, self.shift);
-        }
+        point.labels = shifted(point.labels, self.shift);
+        point.histogram = shifted(point.histogram, self.shift);
     }
 
     fn reserve(&mut self, more: usize) {
