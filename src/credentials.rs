@@ -3,18 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use infogw_layers::{
+    client::ApiClient,
     client_credentials::{ClientCredentials, TokenEvent, TokenSource},
     clock::SystemClock,
     observe::{Exchange, Observe, ObserveLayer},
 };
 use tower::ServiceBuilder;
 
-use crate::{admin::metrics::OidcMetrics, client::HttpClient, config::Oidc, traces::Traces};
+use crate::{admin::metrics::OidcMetrics, config::Oidc, traces::Traces};
 
 /// Begins to get tokens, and tells `requests` of what that takes. The issuer need not be up.
 pub fn token_source(
     oidc: &Oidc,
-    client: HttpClient,
+    client: impl ApiClient,
     requests: impl for<'a> Observe<Exchange<'a>> + Clone + Send + Sync + 'static,
     traces: &Traces,
     metrics: OidcMetrics,

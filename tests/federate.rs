@@ -410,11 +410,39 @@ async fn proxy_variables_are_for_whoever_is_pushed_to() {
     );
     assert_eq!(source.count(), 1, "the Prometheus is scraped directly");
 
+    // So is an issuer.
+    let discovery = json!({
+        "issuer": "http://issuer.invalid",
+        "token_endpoint": "http://issuer.invalid/token",
+        "token_endpoint_auth_methods_supported": ["client_secret_post"],
+    });
+    proxy.upload.set_script(move |asked| match asked.uri.path() {
+        "/.well-known/openid-configuration" => Answer::json(200, &discovery),
+        "/token" => Answer::json(200, &json!({ "access_token": "issued", "token_type": "bearer", "expires_in": 3600 })),
+        _ => Answer::status(204),
+    });
+    let mut command = Client::command();
+    command.env("HTTP_PROXY", format!("http://user:pass@{authority}")).args([
+        &format!("--from={}", source.url_of("")),
+        "--to-write=http://receiver.invalid/write",
+        "--oidc-issuer=http://issuer.invalid",
+        "--client-id=me",
+        "--client-secret=secret",
+        "--once",
+    ]);
+    let exit = support::process::run(command, b"").await;
+    assert_eq!(exit.code(), 0, "{exit:?}");
+    let asked: Vec<_> = proxy.upload.received().split_off(1);
+    let hosts: Vec<_> = asked.iter().map(|asked| asked.uri.host().unwrap()).collect();
+    assert_eq!(hosts, ["issuer.invalid", "issuer.invalid", "receiver.invalid"]);
+    assert!(asked.iter().all(|asked| asked.headers["proxy-authorization"] == "Basic dXNlcjpwYXNz"), "{asked:?}");
+    assert_eq!(bearer(&asked[2]), "Bearer issued");
+
     // Nor is what is on this host asked of a proxy.
     let mut command = Client::command();
     command.env("HTTP_PROXY", format!("http://{authority}")).args(args(&source, &receiver, &["--once"]));
     let exit = support::process::run(command, b"").await;
-    assert_eq!((exit.code(), proxy.upload.count(), receiver.upload.count()), (0, 1, 1), "{exit:?}");
+    assert_eq!((exit.code(), proxy.upload.count(), receiver.upload.count()), (0, 4, 1), "{exit:?}");
 
     let mut command = Client::command();
     command.env("HTTPS_PROXY", "socks4://proxy.invalid").args([

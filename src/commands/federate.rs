@@ -53,13 +53,15 @@ pub fn run(
     })
 }
 
-async fn serve(flags: FederateFlags, settings: Settings, stop: watch::Receiver<bool>) -> Result<Exit, Failure> {
+async fn serve(mut flags: FederateFlags, settings: Settings, stop: watch::Receiver<bool>) -> Result<Exit, Failure> {
     let listener = match settings.listen() {
         Some(addresses) => Some(FederateListener::bind(addresses).await?),
         None => None,
     };
     let (from, to) = (endpoint(settings.from()), endpoint(settings.to()));
     let listen = listener.as_ref().map(|listener| listener.address().to_string()).unwrap_or_default();
+    // Where it listens stays, whatever its name comes to stand for.
+    flags.listen = Some(listen.clone());
     let client = Federate::new(settings)?;
     let reloader = Reloader::new(flags, client.clone());
     let mut hangup = signal(SignalKind::hangup())?;

@@ -37,8 +37,10 @@ use crate::{
     client::{self, CONNECT, client, client_through},
     credentials::token_source,
     forward::{Forward, HoldsSecret, Success, beginning, first_line},
+    proxy::Proxies,
     retry::Retries,
     scrape::{ACCEPT, endpoint},
+    tls::{ClientFiles, Live},
     traces::Traces,
 };
 
@@ -235,8 +237,7 @@ fn push(
                 Credentials::Token(token) => HttpService::new(BearerLayer::new(token.clone()).layer(writes)),
                 Credentials::Oidc(oidc) => {
                     oidc.tls.follow(followers, &metrics.tls);
-                    let issuer = oidc.issuer.configuration();
-                    let issuer = client_through(settings.proxies.clone(), &oidc.tls, Some(issuer), CONNECT)?;
+                    let issuer = through(&settings.proxies, &oidc.tls, oidc.issuer.configuration())?;
                     let requests = metrics.client(Neighbour::Issuer, settings.verbose);
                     let counted = metrics.oidc().map_err(|error| error.to_string())?;
                     let tokens = token_source(oidc, issuer, requests, traces, counted);
@@ -349,19 +350,28 @@ fn to(
     neighbour: Neighbour,
     url: &Uri,
 ) -> Result<HttpService, String> {
-    let proxies = settings.proxies.clone();
-    let client = client_through(proxies.clone(), &settings.to_tls, Some(url), CONNECT)?;
+    let client = through(&settings.proxies, &settings.to_tls, url)?;
     let client = ServiceBuilder::new()
         .layer(ObserveLayer::new(metrics.client(neighbour, settings.verbose)))
-        .map_request(move |mut request: Request<Full<Bytes>>| {
-            if let Some(authorization) = proxies.authorization(request.uri()) {
-                request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization);
-            }
-            request
-        })
         .option_layer(traces.client(neighbour.name()))
         .service(client);
     Ok(unshown(client))
+}
+
+/// A client of `url` that shows the proxy on the way, if there is one, what it wants to be shown.
+fn through(
+    proxies: &Proxies,
+    tls: &Live<ClientFiles>,
+    url: &Uri,
+) -> Result<impl ApiClient<Body = Incoming> + use<>, String> {
+    let client = client_through(proxies.clone(), tls, Some(url), CONNECT)?;
+    let proxies = proxies.clone();
+    Ok(client.map_request(move |mut request: Request<Full<Bytes>>| {
+        if let Some(authorization) = proxies.authorization(request.uri()) {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization);
+        }
+        request
+    }))
 }
 
 /// A client that shows nothing of its own.
