@@ -49,7 +49,7 @@ use http::{Method, Request, Response, StatusCode, Uri, Version, header};
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator},
-    trace::{FutureExt as _, SpanKind, SpanRef, Status, TraceContextExt as _, Tracer, WithContext},
+    trace::{SpanKind, SpanRef, Status, TraceContextExt as _, Tracer},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use pin_project_lite::pin_project;
@@ -169,7 +169,7 @@ where
             let _current = context.clone().attach();
             self.inner.call(request)
         };
-        TraceFuture { inner: inner.with_context(context.clone()), span: OpenSpan { context, kind: kind.clone() } }
+        TraceFuture { inner, span: Box::new(OpenSpan { context, kind: kind.clone() }) }
     }
 }
 
@@ -279,8 +279,9 @@ pin_project! {
     #[derive(Debug)]
     pub struct TraceFuture<F> {
         #[pin]
-        inner: WithContext<F>,
-        span: OpenSpan,
+        inner: F,
+        // Boxed: where nothing is traced, futures are hardly larger for it.
+        span: Box<OpenSpan>,
     }
 }
 
@@ -292,7 +293,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.inner.poll(cx));
+        let result = {
+            let _current = this.span.context.clone().attach();
+            ready!(this.inner.poll(cx))
+        };
         this.span.end(result.as_ref().ok().map(Response::status));
         Poll::Ready(result)
     }

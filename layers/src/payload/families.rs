@@ -48,7 +48,8 @@ impl SeriesSet for MetricFamilies {
                 }
                 Err(_) => failed_at = Some(index),
             }
-            if point.labels != before {
+            // Where nothing grows, what became shorter may stay where it is.
+            if point.labels.start as usize >= len || shelf.shift > 0 && point.labels != before {
                 shelf.settle(point, before, len);
             }
             shelf.pass(point);
