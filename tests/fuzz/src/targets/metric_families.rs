@@ -1,7 +1,10 @@
+use std::{collections::BTreeMap, convert::Infallible};
+
 use bytes::Bytes;
 use infogw_layers::{
-    decode::{DecodeError, Decoder, MetricFamiliesDecoder},
-    payload::{MetricFamilies, SeriesSet},
+    decode::{DecodeError, DecodeLimits, Decoder, MetricFamiliesDecoder},
+    encode::{Delimited, Encode},
+    payload::{Keep, LabelSet, MetricFamilies, SeriesSet},
     translate::Translate,
 };
 
@@ -87,7 +90,48 @@ pub(crate) fn arrives(mut payload: MetricFamilies, expected: &[go::TimeSeries]) 
             shown.iter().map(|(name, value)| go::Label { name: name.clone().into(), value: value.clone().into() });
         assert_eq!(labels.collect::<Vec<_>>(), expected.labels);
     }
+    let mut again = goes_round(&payload);
     let expected = go::WriteRequest { timeseries: expected.to_vec(), metadata: Vec::new() };
     let sent = payload.translate(None).to_message();
     oracle::assert_reads_as(&sent, &expected);
+    is_edited(&mut again);
+}
+
+/// What the push client encodes a gateway takes as it was.
+fn goes_round(payload: &MetricFamilies) -> MetricFamilies {
+    let (body, _) = Encode::<Delimited>::encode(payload).expect("it is small");
+    // A name may be in the labels of two series and not be a family's, and times are of another clock.
+    let limits = DecodeLimits { labels: usize::MAX, ..DecodeLimits::default() };
+    let decoder = MetricFamiliesDecoder::new(limits).clock(StandingClock);
+    let head = http::Request::post("/").header("content-type", DELIMITED).header("content-encoding", "snappy");
+    let (head, ()) = head.body(()).expect("it is a head").into_parts();
+    let again = decoder.negotiate(&head).and_then(|how| decoder.decode(how, body.clone()));
+    let again = again.expect("what was taken is taken again");
+    assert_eq!(again.series(), payload.series());
+    assert_eq!(Encode::<Delimited>::encode(&again).expect("it is small").0, body);
+    again
+}
+
+/// Labels that grow and shrink and series that go leave all others as they were.
+fn is_edited(payload: &mut MetricFamilies) {
+    let before = oracle::shown(payload);
+    let value = |index: usize| "x".repeat(index * 37 % 300);
+    let keeps = |index: usize| index % 5 != 4;
+    let edit = |labels: &mut LabelSet<'_>| {
+        let index = labels.index();
+        labels.set("a", &value(index));
+        labels.set("zz", &value(index + 1));
+        labels.remove("le");
+        Ok::<_, Infallible>(if keeps(index) { Keep::Yes } else { Keep::No })
+    };
+    let Ok(_) = payload.try_edit(edit);
+    let edited = |(index, labels): (usize, &Vec<(String, String)>)| {
+        let mut labels: BTreeMap<_, _> = labels.iter().cloned().collect();
+        labels.insert("a".to_owned(), value(index));
+        labels.insert("zz".to_owned(), value(index + 1));
+        labels.retain(|name, value| name != "le" && !value.is_empty());
+        Vec::from_iter(labels)
+    };
+    let expected: Vec<_> = before.iter().enumerate().filter(|(index, _)| keeps(*index)).map(edited).collect();
+    assert_eq!(oracle::shown(payload), expected);
 }
