@@ -283,7 +283,7 @@ pub fn repeats(text: &str, secret: &str) -> bool {
     window > 0 && (text.contains(secret) || text.char_indices().any(part_is_in))
 }
 
-/// Whether `text` [repeats](repeats) a value of this query, which may be a key. What is shorter than 8 bytes may stand in any sentence.
+/// Whether `text` [`repeats`] a value of this query, which may be a key. What is shorter than 8 bytes may stand in any sentence.
 pub fn repeats_query(text: &str, query: Option<&str>) -> bool {
     const SHORTEST: usize = 8;
     let values = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
