@@ -17,6 +17,7 @@ use support::{
     federate::{Client, Receiver, Source, families, spelt},
     http,
     issuer::{CLIENT, Port, SECRET},
+    process::logfmt,
     proxy::Proxy,
     server::Received,
     tls::{Authority, Neighbour, Volume},
@@ -383,6 +384,20 @@ async fn files_are_read_again_when_asked_and_what_is_wrong_changes_nothing() {
     client.signal("HUP").await;
     selectors("match%5B%5D=third").await;
     assert_eq!(http::get(&client.url("/-/reload")).await.status, 405);
+}
+
+#[tokio::test]
+async fn each_of_a_fleet_pushes_first_at_a_time_of_its_own() {
+    let (source, receiver) = (Source::of_text(up()).await, Receiver::start().await);
+    let mut first = Vec::new();
+    for id in ["--id=one", "--id=one", "--id=another"] {
+        let client = Client::start(args(&source, &receiver, &[id, "--interval=1000h", "--log-level=debug"])).await;
+        let line = client.wait_for_log("the first push is at a time of its own").await;
+        first.push(logfmt(&line, "first").unwrap().to_owned());
+    }
+    assert_eq!(first[0], first[1], "it keeps its time");
+    assert_ne!(first[0], first[2]);
+    assert_eq!(source.count(), 0, "{first:?}");
 }
 
 #[tokio::test]
