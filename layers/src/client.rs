@@ -10,7 +10,7 @@ use crate::rejection::BoxError;
 
 /// An HTTP client, with whatever layers are around it: [`Request<Full<Bytes>>`] to [`Response<Body>`](Self::Body).
 ///
-/// Every service like that is one, hyper-util's legacy client among them.
+/// Every service like that is one, hyper-util's legacy client among them, and tower's `BoxCloneSyncService` where it is boxed.
 pub trait ApiClient:
     Service<Request<Full<Bytes>>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
     + Clone

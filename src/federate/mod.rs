@@ -27,7 +27,7 @@ mod settings;
 pub mod stack;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -53,21 +53,38 @@ use crate::{gateway::StartError, traces::Traces};
 /// A payload is given up when it would be older than a gateway takes, 24 hours; what is scraped may be of five minutes before.
 const KEEP_FOR: Duration = Duration::from_secs(24 * 3600 - 10 * 60);
 
-/// What was selected last: what was or would have been pushed, as it is pushed to a gateway. It becomes text when somebody looks.
+/// What was selected last: what was or would have been pushed.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Selection(Arc<ArcSwap<Bytes>>);
+pub(crate) struct Selection(Arc<ArcSwap<Selected>>);
+
+#[derive(Debug, Default)]
+struct Selected {
+    /// As it is pushed to a gateway.
+    frames: Bytes,
+    /// For the first one who looks, and then for all.
+    text: OnceLock<Result<Bytes, Rejection>>,
+}
 
 impl Selection {
     fn set(&self, frames: Bytes) {
-        self.0.store(Arc::new(frames));
+        self.0.store(Arc::new(Selected { frames, text: OnceLock::new() }));
     }
 
     /// As text 0.0.4.
     ///
     /// # Errors
     /// A fault of ours: what was encoded is not decoded again.
-    pub(crate) fn text(&self) -> Result<String, Rejection> {
-        let frames = Bytes::clone(&self.0.load());
+    pub(crate) fn text(&self) -> Result<Bytes, Rejection> {
+        self.0.load().text()
+    }
+}
+
+impl Selected {
+    fn text(&self) -> Result<Bytes, Rejection> {
+        self.text.get_or_init(|| self.rendered()).clone()
+    }
+
+    fn rendered(&self) -> Result<Bytes, Rejection> {
         let mut head = Request::new(());
         *head.headers_mut() = Delimited::headers();
         let limits = DecodeLimits {
@@ -78,8 +95,8 @@ impl Selection {
         };
         // It was judged when it was scraped.
         let decoder = MetricFamiliesDecoder::new(limits).max_age(Duration::MAX).drop_unusable();
-        let families = decoder.decode(decoder.negotiate(&head.into_parts().0)?, frames)?;
-        Ok(families.to_string())
+        let families = decoder.decode(decoder.negotiate(&head.into_parts().0)?, self.frames.clone())?;
+        Ok(families.to_string().into())
     }
 }
 
@@ -142,7 +159,7 @@ impl Federate {
     /// Why nothing would be.
     pub async fn dry_run(settings: Settings) -> Result<String, Rejection> {
         let selection = one_round(settings, Purpose::Show).await?;
-        selection.text()
+        Ok(String::from_utf8_lossy(&selection.text()?).into_owned())
     }
 
     /// Pushes round after round until `stop` turns true.

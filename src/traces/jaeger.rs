@@ -87,19 +87,18 @@ fn send_packets(process: &[KeyValue], spans: &[SpanData], (host, port): (&str, u
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).map_err(failed)?;
     socket.connect(address).map_err(failed)?;
-    let mut unsent = 0;
+    let (mut too_large, mut sent) = (0, Ok(()));
     for packet in packets(process, spans) {
         match packet {
-            Ok(packet) => {
-                socket.send(&packet).map_err(failed)?;
-            }
-            Err(TooLarge) => unsent += 1,
+            // One that is refused tells of one before it; the next may arrive.
+            Ok(packet) => sent = sent.and(socket.send(&packet).map(drop)),
+            Err(TooLarge) => too_large += 1,
         }
     }
-    if unsent > 0 {
-        return Err(format!("{unsent} spans are larger than {LARGEST_PACKET} bytes"));
+    if too_large > 0 {
+        tracing::warn!(spans = too_large, bytes = LARGEST_PACKET, "spans that fit no packet are lost");
     }
-    Ok(())
+    sent.map_err(failed)
 }
 
 async fn send_request(

@@ -48,8 +48,9 @@ impl SeriesSet for MetricFamilies {
                 }
                 Err(_) => failed_at = Some(index),
             }
-            // Where nothing grows, what became shorter may stay where it is.
-            if point.labels.start as usize >= len || shelf.shift > 0 && point.labels != before {
+            // Where nothing grows, all may stay where it is. Once something gave way, each series closes up: room that is left between
+            // two of them would be nobody's.
+            if point.labels.start as usize >= len || shelf.shift > 0 {
                 shelf.settle(point, before, len);
             }
             shelf.pass(point);
@@ -94,7 +95,7 @@ impl Shelf<'_> {
     const ADDED: usize = 1 << 10;
     const FEW: usize = 64 << 10;
 
-    /// Puts the block of `point`, which was `before`, in front: one that grew may have moved to the end, which was at `len`.
+    /// Puts what `point` has in front. Its block, which was `before`, may have moved to the end, which was at `len`.
     #[inline(never)]
     fn settle(&mut self, point: &mut Point, before: Span, len: usize) {
         let (start, end) = (point.labels.start as usize, point.labels.end as usize);
@@ -112,6 +113,12 @@ impl Shelf<'_> {
         if start < end && start > self.front {
             self.side.copy_within(start + gap..end + gap, self.front);
             point.labels = Span::new(self.front, needed);
+        }
+        let (from, to) = (point.histogram.start as usize, point.histogram.end as usize);
+        let front = if start < end { point.labels.end as usize } else { self.front };
+        if from < to && front < from {
+            self.side.copy_within(from..to, front);
+            point.histogram = Span::new(front, front + (to - from));
         }
         if moved {
             self.side.truncate(needed.max(len + gap));
@@ -157,8 +164,8 @@ mod tests {
     use crate::payload::LabelWriter;
     use std::convert::Infallible;
 
-    /// Series of eight labels, in no more room than they need.
-    fn families(series: usize) -> MetricFamilies {
+    /// Series of eight labels, in no more room than they need; with a histogram each, or without.
+    fn families(series: usize, histogram: &[u8]) -> MetricFamilies {
         let (mut families, mut writer) = (MetricFamilies::default(), LabelWriter::default());
         for n in 0..series {
             writer.begin(&families.side);
@@ -166,15 +173,59 @@ mod tests {
                 writer.push(&mut families.side, name.as_bytes(), format!("{name}-of-{n}-and-more").as_bytes());
             }
             let labels = writer.finish(&mut families.side);
-            families.points.push(Point { labels, value: 0, histogram: Span::default(), timestamp: 0 });
+            let start = families.side.len();
+            families.side.extend_from_slice(histogram);
+            let histogram = Span::new(start, families.side.len());
+            families.points.push(Point { labels, value: 0, histogram, timestamp: 0 });
         }
         families.side.shrink_to_fit();
         families
     }
 
+    /// Whichever series grow, and whatever stands between them: no more room is taken than an eighth of what there is.
+    #[test]
+    fn room_is_nobodys_for_no_longer_than_a_series() {
+        type Grows = fn(usize) -> bool;
+        let grows: [(&str, Grows); 4] = [
+            ("all", |_| true),
+            ("every second", |index| index % 2 == 1),
+            ("few", |index| index % 100 == 7),
+            ("the first ones", |index| index < 1000),
+        ];
+        for (which, grows) in grows {
+            for histogram in [&[][..], &[7; 30], &[7; 3000]] {
+                let mut families = families(3000, histogram);
+                for pass in 1..5 {
+                    let longer = "x".repeat(10 * pass);
+                    let set = |labels: &mut LabelSet<'_>| {
+                        if grows(labels.index()) {
+                            labels.set("new", &longer);
+                        }
+                        Ok::<_, Infallible>(Keep::Yes)
+                    };
+                    families.try_edit(set).unwrap();
+                    let live = |point: &Point| point.labels.len() + point.histogram.len();
+                    let live: usize = families.points.iter().map(live).sum();
+                    let (len, capacity) = (families.side.len(), families.side.capacity());
+                    assert!(
+                        len <= live + live / 8 && capacity <= live + live / 2,
+                        "{which}, {} bytes between, pass {pass}: {live} in {len} of {capacity}",
+                        histogram.len()
+                    );
+                    for (index, point) in families.points.iter().enumerate() {
+                        assert_eq!(point.histogram.of(&families.side), histogram);
+                        let block = super::super::labels::LabelBlock(point.labels.of(&families.side));
+                        let new = block.pairs().find(|(name, _)| *name == "new").map(|(_, value)| value);
+                        assert_eq!(new, grows(index).then_some(&*longer));
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn no_edit_leaves_a_copy_of_the_labels_behind() {
-        let mut families = families(5000);
+        let mut families = families(5000, &[]);
         for pass in 1..10 {
             let longer = "x".repeat(10 * pass);
             let set = |labels: &mut LabelSet<'_>| {
