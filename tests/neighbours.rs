@@ -164,7 +164,8 @@ async fn an_upstream_that_fails_after_it_has_taken_the_data() {
 async fn an_upstream_that_refuses_connections() {
     let authorizer = Authorizer::granting().await;
     let mut upstream = Faulty::refusing(|_| Act::raw(OK));
-    let gateway = gateway(&authorizer.url(), &upstream.url()).await;
+    let (authorize, forward) = (authorizer.url(), upstream.url());
+    let gateway = Gateway::start(["--authorize", &authorize, "--forward-url", &forward, "--log-level=debug"]).await;
     let token = gateway.upload_token("c1", PULL_SECRET).await;
     let line = format!("up{{_id=\"c1\"}} 1 {}\n", now());
     let started = Instant::now();
@@ -172,8 +173,11 @@ async fn an_upstream_that_refuses_connections() {
     row.check(&gateway.upload(&token, TEXT, "", line).await, started.elapsed(), 0);
     row.check(&write(&gateway, up()).await, started.elapsed(), 0);
     assert_eq!(gateway.metric(MADE).await, 4.0);
-    let refused = gateway.logs().iter().filter(|line| line.contains("connecting failed")).count();
-    assert_eq!(refused, 6, "three attempts for each of two requests");
+    let logs = gateway.logs();
+    let refused: Vec<_> = logs.iter().filter(|line| line.contains("connecting failed")).collect();
+    assert_eq!(refused.len(), 6, "three attempts for each of two requests");
+    // One a second is told to whoever does not debug.
+    assert!(refused[0].contains("level=warn"), "{refused:?}");
 
     upstream.listen();
     write(&gateway, up()).await.expect_status(200);
