@@ -155,8 +155,9 @@ impl<R: From<Received> + Clone + Send + Sync + 'static> Server<R> {
     /// Everything received so far, at least `n` requests.
     pub async fn wait_for(&self, n: usize) -> Vec<R> {
         let mut received = self.received.subscribe();
-        let awaited = tokio::time::timeout(DEADLINE, received.wait_for(|received| received.len() >= n)).await;
-        if awaited.is_err() {
+        // What is waited for is a lock: it goes before anybody asks for another.
+        let came = tokio::time::timeout(DEADLINE, received.wait_for(|received| received.len() >= n)).await.is_ok();
+        if !came {
             panic!("{} was sent {} of {n} requests within {DEADLINE:?}", self.address, self.received.borrow().len());
         }
         self.received()
