@@ -185,14 +185,14 @@ fn describe<B>(span: &SpanRef<'_>, kind: &SpanKind, target: &'static str, reques
     let method = method(request.method());
     span.update_name(if target.is_empty() { method.to_owned() } else { format!("{method} {target}") });
     span.set_attribute(KeyValue::new("http.request.method", method));
-    let version = match request.version() {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_11 => "1.1",
-        Version::HTTP_2 => "2",
-        _ => "",
-    };
     match kind {
         SpanKind::Server => {
+            let version = match request.version() {
+                Version::HTTP_10 => "1.0",
+                Version::HTTP_11 => "1.1",
+                Version::HTTP_2 => "2",
+                _ => "",
+            };
             span.set_attribute(KeyValue::new("network.protocol.version", version));
             span.set_attribute(KeyValue::new("url.path", start(request.uri().path()).to_owned()));
             if !target.is_empty() {
@@ -229,19 +229,8 @@ fn shown(uri: &Uri) -> String {
 
 /// A method that is known, or `_OTHER`: senders make up no names of spans.
 fn method(method: &Method) -> &'static str {
-    const KNOWN: [Method; 9] = [
-        Method::GET,
-        Method::POST,
-        Method::PUT,
-        Method::DELETE,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::CONNECT,
-        Method::PATCH,
-        Method::TRACE,
-    ];
-    const NAMES: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "CONNECT", "PATCH", "TRACE"];
-    KNOWN.iter().zip(NAMES).find_map(|(known, name)| (known == method).then_some(name)).unwrap_or("_OTHER")
+    const KNOWN: [&str; 9] = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "CONNECT", "PATCH", "TRACE"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
 /// No more of a text than is noted.
@@ -333,7 +322,9 @@ impl OpenSpan {
                 Some(status) => {
                     span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
                     if status.as_u16() >= fails_from {
-                        if !self.context.get::<Explained>().is_some_and(Explained::is_set) {
+                        // A client's context has the server's.
+                        let explained = self.context.get::<Explained>().filter(|_| self.kind == SpanKind::Server);
+                        if !explained.is_some_and(Explained::is_set) {
                             span.set_attribute(KeyValue::new("error.type", status.as_str().to_owned()));
                         }
                         // Replaces no description.

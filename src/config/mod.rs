@@ -12,7 +12,7 @@ mod rates;
 pub mod show;
 mod stores;
 mod tls;
-mod tracing;
+mod traces;
 
 use std::{
     fmt, io,
@@ -39,7 +39,7 @@ pub use rates::RateFlags;
 pub use stores::{MemcachedServers, StoreFlags, Stores};
 pub use tls::{TlsConfig, TlsFlags};
 pub(crate) use tls::{file, pair, system_roots, tls_to, used};
-pub use tracing::{SpanEndpoint, Tracing, TracingFlags};
+pub use traces::{SpanEndpoint, Tracing, TracingFlags};
 
 use crate::keys::Keyring;
 
@@ -96,7 +96,7 @@ pub struct Config {
     /// What replicas share.
     pub stores: Stores,
     /// The least severe level that is logged.
-    pub log_level: ::tracing::Level,
+    pub log_level: tracing::Level,
     /// Log outgoing requests.
     pub verbose: bool,
     /// Where spans of requests go, if anywhere.
@@ -249,12 +249,12 @@ impl PolicySources {
     }
 }
 
-pub(crate) fn log_level(flag: Option<String>) -> Result<::tracing::Level, ConfigError> {
+pub(crate) fn log_level(flag: Option<String>) -> Result<tracing::Level, ConfigError> {
     match given(flag).as_deref() {
-        Some("debug") => Ok(::tracing::Level::DEBUG),
-        None | Some("info") => Ok(::tracing::Level::INFO),
-        Some("warn") => Ok(::tracing::Level::WARN),
-        Some("error") => Ok(::tracing::Level::ERROR),
+        Some("debug") => Ok(tracing::Level::DEBUG),
+        None | Some("info") => Ok(tracing::Level::INFO),
+        Some("warn") => Ok(tracing::Level::WARN),
+        Some("error") => Ok(tracing::Level::ERROR),
         Some(other) => wrong!("--log-level: `{other}` is none of debug, info, warn, error"),
     }
 }
@@ -331,6 +331,16 @@ pub(crate) fn url_of(flag: &str, value: &str) -> Result<Uri, ConfigError> {
         }
         _ => wrong!("{flag}: {shown} is not an http:// or https:// URL"),
     }
+}
+
+/// `url` with what `change` makes of its path.
+pub(crate) fn with_path(url: &Uri, change: impl FnOnce(&str) -> String) -> Uri {
+    let path = change(url.path());
+    let path = url.query().map_or(path.clone(), |query| format!("{path}?{query}"));
+    let mut parts = url.clone().into_parts();
+    // It was one, and is one with a segment of letters more or less.
+    parts.path_and_query = path.parse().ok();
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
 /// Every address that `host:port` stands for, the one to try first in front.

@@ -14,7 +14,7 @@ use super::FederateFlags;
 use crate::{
     config::{
         ConfigError, Oidc, Tracing, addresses, duration, file, given, label_name, log_level, number, pair, pairs, path,
-        secret_file, secret_in, shown, system_roots, url_of, used, wrong,
+        secret_file, secret_in, shown, system_roots, url_of, used, with_path, wrong,
     },
     proxy::Proxies,
     scrape::asking_for,
@@ -291,16 +291,6 @@ impl Targets {
 
 fn url(flag: &str, value: Option<String>) -> Result<Option<Uri>, ConfigError> {
     given(value).map(|value| url_of(flag, &value)).transpose()
-}
-
-/// `url` with what `change` makes of its path.
-fn with_path(url: &Uri, change: impl FnOnce(&str) -> String) -> Uri {
-    let path = change(url.path());
-    let path = url.query().map_or(path.clone(), |query| format!("{path}?{query}"));
-    let mut parts = url.clone().into_parts();
-    // It was one, and is one with a segment of letters more or less.
-    parts.path_and_query = path.parse().ok();
-    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
 fn with_id(authorize: &Uri, id: Option<&str>) -> Uri {

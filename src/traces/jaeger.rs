@@ -24,7 +24,7 @@ use thrift::protocol::{
 };
 
 use super::Sender;
-use crate::client::chain;
+use crate::{client::chain, config::variable};
 
 /// Bytes of a packet that an agent takes.
 const LARGEST_PACKET: usize = 65_000;
@@ -49,7 +49,7 @@ impl JaegerExporter {
 
     /// Shows the user and password of these variables, as Go's exporter does.
     pub(super) fn collector(sender: Sender, url: Uri) -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let variable = |name| variable(name).ok().flatten();
         let authorization = variable("OTEL_EXPORTER_JAEGER_USER").and_then(|user| {
             let password = variable("OTEL_EXPORTER_JAEGER_PASSWORD").unwrap_or_default();
             let mut basic =

@@ -6,7 +6,7 @@ use clap::Args;
 use http::Uri;
 use rustls::RootCertStore;
 
-use super::{ConfigError, given, shown, tls::used, url_of, wrong};
+use super::{ConfigError, given, shown, tls::used, url_of, with_path, wrong};
 use crate::tls::{ClientFiles, Live};
 
 /// telemeter's flags of tracing.
@@ -146,16 +146,7 @@ fn collector(value: &str) -> Result<SpanEndpoint, ConfigError> {
 fn otlp(value: &str) -> Result<SpanEndpoint, ConfigError> {
     let url =
         if value.contains("://") { url_of(ENDPOINT, value) } else { url_of(ENDPOINT, &format!("http://{value}")) }?;
-    if url.path() != "/" {
-        return Ok(SpanEndpoint::Otlp(url));
-    }
-    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let mut parts = url.into_parts();
-    parts.path_and_query = format!("{OTLP_PATH}{query}").parse().ok();
-    match Uri::from_parts(parts) {
-        Ok(url) => Ok(SpanEndpoint::Otlp(url)),
-        Err(error) => wrong!("{ENDPOINT}: {error}"),
-    }
+    Ok(SpanEndpoint::Otlp(with_path(&url, |path| if path == "/" { OTLP_PATH } else { path }.to_owned())))
 }
 
 #[cfg(test)]
